@@ -75,7 +75,7 @@ def crowd(folder: Path, devices: int) -> dict[str, float]:
             folder, bundle, broker.address.port, rules, plan, journal=folder / "journal.sqlite"
         )
         serve = children.start(
-            own_command("serve", str(fleet), "--json"), folder / "serve.log", pipe=True
+            own_command("serve", "--once", str(fleet), "--json"), folder / "serve.log", pipe=True
         )
         crowds = [
             _start(children, folder, broker.address.port, first, min(_A_PROCESS, devices - first))

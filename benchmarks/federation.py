@@ -62,7 +62,7 @@ class Federation:
             registry=registry,
         )
         self.serve = children.start(
-            own_command("serve", str(fleet), "--json"), folder / "serve.log", pipe=True
+            own_command("serve", "--once", str(fleet), "--json"), folder / "serve.log", pipe=True
         )
         self.closed: queue.SimpleQueue[Logged] = queue.SimpleQueue()
         self.links: list[Logged] = []  # which devices joined or are muted

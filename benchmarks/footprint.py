@@ -114,7 +114,7 @@ def idle(folder: Path) -> dict[str, float]:
         toml = light.write_fleet(
             folder, read_bundle(bundle), port, rules, Plan("fedclip"), journal=journal
         )
-        children.start(own_command("serve", str(toml)), folder / "serve.log")
+        children.start(own_command("serve", "--once", str(toml)), folder / "serve.log")
         processes = {}
         for name, its in (("gathering", fleet), ("no coordinator", "nobodys")):
             state = name.replace(" ", "-")

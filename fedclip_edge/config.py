@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from datetime import time
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -97,6 +99,52 @@ class Trainer:
 
 
 @dataclass(frozen=True)
+class RunSchedule:
+    """When `serve` starts runs by itself. Whichever is due first starts the next run.
+
+    A run that is due while another is under way starts when that one is over.
+    """
+
+    # "manual": also the first run waits for `fedclip-edge run start`, or for this schedule
+    start: Literal["at once", "manual"] = "at once"
+    every: str | None = None  # time from the start of one run to the next, such as "24h" or "30m"
+    at: str | None = None  # local time of day at which a run starts, such as "02:30"
+    new_pictures: int | None = (
+        None  # labelled pictures that are new in the fleet since the last run
+    )
+    model: Literal["zero-shot", "last"] = "zero-shot"  # that such a run starts from
+
+    def __post_init__(self) -> None:
+        _require(
+            self.every is None or self.at is None,
+            "every and at: expected one of them, not both",
+        )
+        if self.every is not None:
+            _seconds(self.every)
+        if self.at is not None:
+            _time_of_day(self.at)
+        _require(
+            self.new_pictures is None or self.new_pictures >= 1,
+            f"new_pictures: expected 1 or more, got {self.new_pictures}",
+        )
+
+    @property
+    def every_s(self) -> float | None:
+        """`every` in seconds."""
+        return None if self.every is None else _seconds(self.every)
+
+    @property
+    def at_time(self) -> time | None:
+        """`at` as a time of day."""
+        return None if self.at is None else _time_of_day(self.at)
+
+    @property
+    def starts_runs(self) -> bool:
+        """True if a run may start by itself after the first one."""
+        return bool(self.every or self.at or self.new_pictures)
+
+
+@dataclass(frozen=True)
 class FleetConfig:
     """Content of fleet.toml: the settings of a coordinator and its fleet."""
 
@@ -108,6 +156,7 @@ class FleetConfig:
     registry: Path | None = None  # devices.json of the enrolled devices; without it any may join
     rules: RunRules = field(default_factory=RunRules)  # when rounds open, close and are repeated
     plan: Plan = field(default_factory=Plan)  # the training: method, rounds, codecs, strategy
+    schedule: RunSchedule = field(default_factory=RunSchedule)  # when runs start by themselves
     trainer: Trainer | None = None  # an agent that `serve` also starts
 
     def __post_init__(self) -> None:
@@ -240,3 +289,22 @@ def _load(cls: type[T], path: Path) -> T:
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
+
+
+def _seconds(text: str) -> float:
+    """The duration "90s", "30m", "24h" or "7d" in seconds; raises ValueError."""
+    found = re.fullmatch(r"([1-9][0-9]{0,5})([smhd])", text)
+    _require(
+        found is not None,
+        f'every: expected a whole number with a unit, such as "30m", "24h" or "7d", got {text!r}',
+    )
+    assert found is not None
+    return int(found[1]) * {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}[found[2]]
+
+
+def _time_of_day(text: str) -> time:
+    """The time of day "HH:MM"; raises ValueError."""
+    found = re.fullmatch(r"([01][0-9]|2[0-3]):([0-5][0-9])", text)
+    _require(found is not None, f'at: expected a time of day such as "02:30", got {text!r}')
+    assert found is not None
+    return time(int(found[1]), int(found[2]))

@@ -82,7 +82,7 @@ class DiskError(FedclipError):
 
 
 class LinkError(FedclipError):
-    """The broker cannot be reached: wait and connect again."""
+    """The broker, or the coordinator's control socket, cannot be reached: try again later."""
 
     exit_code = 20
 

@@ -176,7 +176,7 @@ def test_the_package_and_its_help_load_nothing_heavy() -> None:
         "for argv in (['--help'], ['agent', '--help'], ['serve', '--help'], ['demo', '--help'],\n"
         "             ['export', '--help'], ['broker', 'start', '--help'], ['predict', '--help'],\n"
         "             ['broker', 'init', '--help'], ['enroll', '--help'], ['revoke', '--help'],\n"
-        "             ['bundle', 'verify', '--help'], ['export-classifier', '--help'], ['simulate', '--help']):\n"
+        "             ['bundle', 'verify', '--help'], ['run', 'start', '--help'], ['export-classifier', '--help'], ['simulate', '--help']):\n"
         "    cli.main(argv, standalone_mode=False)"
     )
     assert loads(help_text) == set()

@@ -66,7 +66,7 @@ def test_a_run(site: Site, method: str, monkeypatch: pytest.MonkeyPatch) -> None
     evaluates = site.write_agent("north", extra='roles = ["evaluate"]')
     trains = site.write_agent("south", extra='methods = ["ridge"]' if method == "ridge" else "")
     processes = [
-        site.start("serve", fleet, "--json", log="serve"),
+        site.start("serve", "--once", fleet, "--json", log="serve"),
         site.start("agent", evaluates, "--once", "--json", log="north"),
     ]
     if method == "fedclip":

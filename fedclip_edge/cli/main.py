@@ -24,6 +24,7 @@ from fedclip_edge.cli.export import export
 from fedclip_edge.cli.export_classifier import export_classifier
 from fedclip_edge.cli.group import Group
 from fedclip_edge.cli.predict import predict
+from fedclip_edge.cli.run import run
 from fedclip_edge.cli.serve import serve
 from fedclip_edge.cli.simulate import simulate
 from fedclip_edge.errors import ConfigError, DiskError, FedclipError
@@ -57,6 +58,7 @@ for _command in (
     serve,
     backup,
     restore,
+    run,
     agent,
     predict,
     simulate,

@@ -10,6 +10,11 @@ import click
 @click.command()
 @click.argument("config", type=click.Path(path_type=Path), default="fleet.toml")
 @click.option(
+    "--once",
+    is_flag=True,
+    help="Exit when one run is over. If the newest run in the journal is over, begin a new one.",
+)
+@click.option(
     "--take-over",
     is_flag=True,
     help="Start even if another coordinator of this fleet seems to be online. Use it only if that "
@@ -32,12 +37,19 @@ import click
     "--json", "as_json", is_flag=True, help="Write each log line as a JSON object, for programs."
 )
 def serve(
-    config: Path, take_over: bool, from_round: int | None, new_run: bool, as_json: bool
+    config: Path,
+    once: bool,
+    take_over: bool,
+    from_round: int | None,
+    new_run: bool,
+    as_json: bool,
 ) -> None:
     """Run the coordinator of a fleet.
 
-    It resumes the unfinished run in the journal, or else starts a new one, and exits when the run
-    is done. SIGTERM and Ctrl-C stop it with exit code 0; start it again to continue the run.
+    It resumes the unfinished run in the journal; with a new journal, it starts the first run. When
+    a run is over, it goes on to give its model to the devices. The next run starts with
+    `fedclip-edge run start`, or as [schedule] says. SIGTERM and Ctrl-C stop it with exit code 0;
+    start it again to continue.
 
     CONFIG is the fleet's configuration file, by default fleet.toml. It names the broker, the
     bundle and the training plan.
@@ -56,4 +68,11 @@ def serve(
         from fedclip_edge.coordinator import process
 
         loaded = process.load(config)
-        process.serve(loaded, take_over=take_over, from_round=from_round, new_run=new_run)
+        process.serve(
+            loaded,
+            reload=lambda: process.load(config),
+            once=once,
+            take_over=take_over,
+            from_round=from_round,
+            new_run=new_run,
+        )

@@ -70,7 +70,10 @@ class Admission:
             return Refused(reason, "run", key=hello.key, classes=names)
         # Only now: after a restart, the coordinator waits for the devices that have a pinned key.
         if self.devices.keys.get(device) != hello.key:
-            self.journal.pin_key(self.run.id, device, hello.key)
+            # A run that is over has had none of the pictures of a device that joins it only now.
+            is_over = self.journal.course(self.run.id).is_over
+            pictures = 0 if is_over else hello.capabilities.pictures.labelled
+            self.journal.pin_key(self.run.id, device, hello.key, pictures)
             self.devices.keys[device] = hello.key
         return None
 

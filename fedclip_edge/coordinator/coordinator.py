@@ -1,4 +1,4 @@
-"""The coordinator of one run: it checks each incoming message and turns it into a round event.
+"""The coordinator of one run, under way or over: it checks each incoming message and turns it into a round event.
 
 It needs neither torch nor onnxruntime: the coordinator only combines client updates.
 
@@ -53,7 +53,7 @@ _EPOCHS_AT_ONCE = 2**20
 
 @dataclass(eq=False)
 class Coordinator:
-    """The coordinator of one open run. `resume_coordinator` makes it."""
+    """The coordinator of one run. `resume_coordinator` makes it."""
 
     config: FleetConfig
     run_state: RunState
@@ -166,6 +166,11 @@ class Coordinator:
                 waiting_for=devices,
                 hint="enrol more devices, or set 'devices' under [rules] in fleet.toml",
             )
+
+    def follow(self, before: Coordinator) -> None:
+        """Take over, from the coordinator of an earlier run, what it knows about the devices."""
+        self.refused_messages = before.refused_messages
+        self._muted, self._messages, self._hellos = before._muted, before._messages, before._hellos
 
     def say_goodbye(self) -> None:
         """Tell the devices that the coordinator is going offline."""
@@ -345,8 +350,8 @@ class Coordinator:
         if refused is not None:
             self._refuse(device, refused, hello.boot, now)
             return
-        # One epoch belongs to one process, and a process has one run. So another run with the same
-        # epoch comes from another journal.
+        # One epoch belongs to one run. So another run with the same epoch comes from another
+        # journal.
         is_other = hello.run not in ("", self.run_state.run.id)
         knows_later = is_other or hello.closed > self.run_state.model.round
         if hello.epoch > self.epoch or (hello.epoch == self.epoch and knows_later):

@@ -21,6 +21,8 @@ class Devices:
     # The most pictures, without those for tests, that each one declared since this process started:
     # a contribution may be older than the last hello, and made from pictures that are deleted now.
     declared: dict[str, int] = field(default_factory=dict)
+    # All labelled pictures that each one declared in its last hello.
+    pictures: dict[str, int] = field(default_factory=dict)
     # The state of each device that encodes its pictures and has not said hello yet.
     encoding: dict[str, DeviceState] = field(default_factory=dict)
     # Enrolled devices whose last hello did not fit the run.
@@ -45,6 +47,7 @@ class Devices:
         self.unfit.discard(device)
         declared = pictures.train + pictures.validation + pictures.withheld
         self.declared[device] = max(declared, self.declared.get(device, 0))
+        self.pictures[device] = pictures.labelled
 
     def set_offline(self, device: str) -> str | None:
         """Mark the device as offline; returns its incarnation, or None if it was offline."""

@@ -10,8 +10,9 @@ Laws:
 - The first contribution per (run, round, device) is never replaced.
 - Closing a round commits the model and deletes its contribution payloads in one transaction. The
   rows without their payloads stay, so a lost answer can be repeated.
-- A run keeps its newest `keep_models` models. So a round adds only its reports and one row for each
-  contribution.
+- A run under way keeps its newest `keep_models` models, a run that is over only its last one. So a
+  round adds only its reports and one row for each contribution.
+- The journal has at most one run that is not over: the newest.
 - A payload is read back as it was written, byte for byte. A model is stored as the bytes that were
   published and is never encoded again, because another version of the compression library may
   produce different bytes.
@@ -27,14 +28,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from fedclip_edge.config import FleetConfig
-from fedclip_edge.coordinator.journal_tables import SCHEMA, Run, StoredModel
+from fedclip_edge.coordinator.journal_tables import (
+    SCHEMA,
+    Action,
+    Course,
+    Origin,
+    Run,
+    RunPhase,
+    StoredModel,
+)
 from fedclip_edge.decoding import DecodeError, decode_table
 from fedclip_edge.errors import ConfigError, JournalError, RunError
 from fedclip_edge.protocol.report import Report
@@ -59,6 +70,7 @@ _MODEL = (
     "SELECT round, sha256, CAST(body AS BLOB), CAST(server_state AS BLOB), CAST(master AS BLOB), "
     "rest_sha256 FROM model"
 )
+_RUN = "SELECT id, plan, encoder_id, classes_digest, rounds FROM run"
 
 
 class Journal:
@@ -135,47 +147,144 @@ class Journal:
                 "this one stops and has written nothing since then; run one coordinator per journal"
             )
 
-    def add_run(self, run: Run, initial: StoredModel) -> None:
-        """Add a new run and its initial model.
+    def add_run(
+        self,
+        run: Run,
+        initial: StoredModel,
+        origin: Origin | None = None,
+        abandons: str | None = None,
+    ) -> None:
+        """Add a new run and its initial model, in place of one that is held.
+
+        The unfinished run `abandons` is marked as abandoned in the same transaction.
 
         They are moved from the write-ahead log into the file at once. If the log is damaged later,
         the run continues from an earlier state, instead of giving way to a new run.
         """
+        origin = origin or Origin()
         with self._writing():
+            if abandons is not None:
+                self._end_run(abandons, "abandoned")
+            held = "(SELECT id FROM run WHERE state = 'held')"
+            for table in ("model", "report", "pinned_key"):
+                self._database.execute(f"DELETE FROM {table} WHERE run IN {held}")  # noqa: S608
+            self._database.execute("DELETE FROM run WHERE state = 'held'")
             self._database.execute(
-                "INSERT INTO run VALUES (?, ?, ?, ?, 'open')",
-                (run.id, json.dumps(run.plan.to_json()), run.encoder_id, run.classes_digest),
+                "INSERT INTO run (id, plan, encoder_id, classes_digest, state, started_at, "
+                "started_by, started_from) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    run.id,
+                    json.dumps(run.plan.to_json()),
+                    run.encoder_id,
+                    run.classes_digest,
+                    "held" if origin.held else "open",
+                    time.time(),
+                    origin.by,
+                    origin.model,
+                ),
             )
             self._add_model(run.id, initial)
         with errors_as(self._unusable("written"), self._malformed):
             self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def unfinished_run(self) -> Run | None:
-        """The newest run if it is not finished; None otherwise."""
-        rows = self._rows("SELECT state FROM run ORDER BY rowid DESC LIMIT 1")
-        return self.last_run() if rows == [("open",)] else None
+        """The newest run if it is not over; None otherwise."""
+        run = self.last_run()
+        return None if run is None or self.course(run.id).is_over else run
 
     def last_run(self) -> Run | None:
         """The newest run, finished or not; None if the journal has no run."""
-        rows = self._rows(
-            "SELECT id, plan, encoder_id, classes_digest FROM run ORDER BY rowid DESC LIMIT 1"
-        )
+        rows = self._rows(f"{_RUN} ORDER BY rowid DESC LIMIT 1")
         return self._run(rows[0]) if rows else None
 
     def runs(self) -> tuple[Run, ...]:
         """Every run, oldest first."""
-        rows = self._rows("SELECT id, plan, encoder_id, classes_digest FROM run ORDER BY rowid")
-        return tuple(map(self._run, rows))
+        return tuple(map(self._run, self._rows(f"{_RUN} ORDER BY rowid")))
+
+    def has_done_run(self) -> bool:
+        """True if a run of this journal is done."""
+        return bool(self._rows("SELECT 1 FROM run WHERE state = 'done' LIMIT 1"))
+
+    def course(self, run: str) -> Course:
+        """The course of a run of this journal so far."""
+        state, started_at, ended_at, by, model, paused, plan, next_rounds, ends_after = self._one(
+            "SELECT state, started_at, ended_at, started_by, started_from, paused, plan, "
+            "next_rounds, ends_after FROM run WHERE id = ?",
+            run,
+        )
+        begun_rounds = self._decode(Plan, plan).rounds
+        return Course(
+            state=state,
+            started_at=started_at,
+            ended_at=ended_at,
+            started_by=by,
+            started_from=model,
+            paused=bool(paused),
+            begun_rounds=begun_rounds,
+            next_rounds=next_rounds,
+            ends_after=ends_after,
+        )
+
+    def pause(self, run: str, *, paused: bool) -> None:
+        """Record that the run is paused, or that it goes on."""
+        self._change_run(run, paused=paused)
+
+    def extend(self, run: str, rounds: int) -> None:
+        """Give the run's plan another number of rounds, once its open round is closed."""
+        self._change_run(run, next_rounds=rounds)
+
+    def end_early(self, run: str, closed: int) -> None:
+        """Record that the run ends with the model after `closed` exchanges."""
+        self._change_run(run, ends_after=closed)
+
+    def _change_run(self, run: str, **values: object) -> None:
+        names = ", ".join(f"{name} = ?" for name in values)
+        with self._writing():
+            self._database.execute(
+                f"UPDATE run SET {names} WHERE id = ?",  # noqa: S608 - names of columns
+                (*values.values(), run),
+            )
+
+    def add_action(self, user: str, command: str, arguments: str) -> None:
+        """Record a command that is about to change a run."""
+        with self._writing():
+            self._database.execute(
+                "INSERT INTO operator_action VALUES (NULL, ?, ?, ?, ?)",
+                (time.time(), user, command, arguments),
+            )
+
+    def actions(self) -> tuple[Action, ...]:
+        """Every command that changed a run, oldest first."""
+        rows = self._rows("SELECT at, user, command, arguments FROM operator_action")
+        return tuple(Action(*row) for row in rows)
 
     def has_results(self, run: str) -> bool:
         """True if the run has a kept contribution or a closed round."""
         kept = self._rows("SELECT 1 FROM contribution WHERE run = ? LIMIT 1", run)
         return bool(kept) or self.rounds_closed(run) > 0
 
-    def finish(self, run: str) -> None:
-        """Mark the run as finished."""
+    def finish(self, run: str, *, abandoned: bool = False) -> None:
+        """Mark the run as done, or as abandoned.
+
+        Deletes its models but the last one, and the payloads of a round that was open.
+        """
         with self._writing():
-            self._database.execute("UPDATE run SET state = 'done' WHERE id = ?", (run,))
+            self._end_run(run, "abandoned" if abandoned else "done")
+
+    def _end_run(self, run: str, state: RunPhase) -> None:
+        self._database.execute(
+            "UPDATE run SET state = ?, ended_at = ?, paused = 0 WHERE id = ?",
+            (state, time.time(), run),
+        )
+        self._database.execute(
+            "DELETE FROM model WHERE run = ? "
+            "AND round < (SELECT MAX(round) FROM model WHERE run = ?)",
+            (run, run),
+        )
+        self._database.execute(
+            "DELETE FROM payload WHERE contribution IN (SELECT id FROM contribution WHERE run = ?)",
+            (run,),
+        )
 
     def newest_model(self, run: str) -> StoredModel:
         """The model of the last closed round, or the initial model before any round is closed.
@@ -269,13 +378,18 @@ class Journal:
             yield device, payload
 
     def close_round(self, run: str, model: StoredModel) -> None:
-        """Commit the model of `model.round`.
+        """Commit the model of `model.round`, and put an extension of the run in force.
 
         Deletes the payloads that it was made of, and the run's models before the newest
         `keep_models`.
         """
         with self._writing():
             self._add_model(run, model)
+            self._database.execute(
+                "UPDATE run SET rounds = next_rounds, next_rounds = NULL "
+                "WHERE id = ? AND next_rounds IS NOT NULL",
+                (run,),
+            )
             self._database.execute(
                 "DELETE FROM model WHERE run = ? AND round <= ?",
                 (run, model.round - self.keep_models),
@@ -305,6 +419,7 @@ class Journal:
                 "(SELECT id FROM contribution WHERE run = ? AND round > ?)",
                 (run, round),
             )
+            self._database.execute("UPDATE run SET ends_after = NULL WHERE id = ?", (run,))
             for table in ("contribution", "model", "report"):
                 self._database.execute(
                     f"DELETE FROM {table} WHERE run = ? AND round > ?",  # noqa: S608 - constants
@@ -349,11 +464,15 @@ class Journal:
             raise self.damaged(f"a report of {run} cannot be read ({error})") from error
         return tuple(self._decode(Report, text) for text in texts)
 
-    def pin_key(self, run: str, device: str, key: str) -> None:
-        """Pin a device's key in this run, in place of one that is pinned."""
+    def pin_key(self, run: str, device: str, key: str, pictures: int = 0) -> None:
+        """Pin a device's key in this run, in place of one that is pinned.
+
+        `pictures` is the number of labelled pictures that the device has now.
+        """
         with self._writing():
             self._database.execute(
-                "INSERT OR REPLACE INTO pinned_key VALUES (?, ?, ?)", (run, device, key)
+                "INSERT OR REPLACE INTO pinned_key VALUES (?, ?, ?, ?)",
+                (run, device, key, pictures),
             )
 
     def keys(self, run: str) -> dict[str, str]:
@@ -364,6 +483,10 @@ class Journal:
         """Copy the journal, in one state, to the new file `target`; others may write meanwhile."""
         with errors_as(self._unusable("copied"), self._malformed):
             copy_database(self._database, target)
+
+    def pictures(self, run: str) -> dict[str, int]:
+        """The labelled pictures that each device had when it joined the run, by device."""
+        return dict(self._rows("SELECT device, pictures FROM pinned_key WHERE run = ?", run))
 
     def close(self) -> None:
         self._database.close()
@@ -423,8 +546,10 @@ class Journal:
         )
 
     def _run(self, row: tuple[Any, ...]) -> Run:
-        identifier, plan, encoder_id, classes_digest = map(str, row)
-        return Run(identifier, self._decode(Plan, plan), encoder_id, classes_digest)
+        identifier, text, encoder_id, classes_digest, rounds = row
+        plan = self._decode(Plan, text)
+        plan = plan if rounds is None else replace(plan, rounds=rounds)
+        return Run(str(identifier), plan, str(encoder_id), str(classes_digest))
 
     def _decode(self, cls: type[T], text: str) -> T:
         """Decode a record that is stored as JSON; raises JournalError if it is damaged."""

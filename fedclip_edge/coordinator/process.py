@@ -1,4 +1,4 @@
-"""The process of `fedclip-edge serve`: a coordinator with its broker, clock and trainer.
+"""The process of `fedclip-edge serve`: a server with its broker, clock, socket and trainer.
 
 Law: two coordinators never serve one fleet. Before it sends anything, a new coordinator listens for
 the retained state of another one. It takes over only if the other one is offline or the operator
@@ -12,20 +12,20 @@ import gc
 import secrets
 import threading
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from fedclip_edge import log
 from fedclip_edge.config import FleetConfig, load_fleet
-from fedclip_edge.coordinator import coordinator, publisher, run_state
+from fedclip_edge.coordinator import commands, control, coordinator, publisher
 from fedclip_edge.coordinator.journal import Journal, open_journal
 from fedclip_edge.coordinator.journal_tables import Run
-from fedclip_edge.coordinator.resume import resume_coordinator
 from fedclip_edge.coordinator.run_choice import choose_run
+from fedclip_edge.coordinator.server import Claim, Server, coordinate
 from fedclip_edge.coordinator.trainer import Trainer, start_trainer, trainer_id
 from fedclip_edge.errors import ConfigError, FedclipError, PeerError, RunError
 from fedclip_edge.learning import methods
-from fedclip_edge.learning.schedule import Schedule, exchanges
 from fedclip_edge.pki import registry
 from fedclip_edge.pki.expiry import DeviceExpiry, Expiry
 from fedclip_edge.pki.own_certificate import check_own_certificate
@@ -50,15 +50,6 @@ _NEW_AUTHORITY = (
 )
 
 
-@dataclass(frozen=True, eq=False)
-class _Claim:
-    """The claim of this process on the fleet: its link, its incarnation and its epoch."""
-
-    link: mqtt.PahoTransport
-    incarnation: str
-    epoch: int
-
-
 def load(path: Path) -> FleetConfig:
     """Read fleet.toml and fill in its plan's defaults.
 
@@ -74,14 +65,17 @@ def load(path: Path) -> FleetConfig:
 def serve(
     config: FleetConfig,
     *,
+    reload: Callable[[], FleetConfig] | None = None,
+    once: bool = False,
     take_over: bool = False,
     from_round: int | None = None,
     new_run: bool = False,
 ) -> None:
-    """Run the coordinator until the run is done.
+    """Run the coordinator until it is stopped, or with `once` until one run is over.
 
-    `take_over` replaces a coordinator that is online. With `from_round`, the run first goes back to
-    the model of this closed round. With `new_run`, the journal's unfinished run is abandoned.
+    `reload` reads the settings for each further run; without it they stay. `take_over` replaces a
+    coordinator that is online. With `from_round`, the run first goes back to the model of this
+    closed round. With `new_run`, the journal's unfinished run is abandoned.
 
     Raises ConfigError if a file or a setting is wrong, or if another coordinator is online;
     BundleError if the bundle cannot be used; LinkError if no broker answers the first connection;
@@ -95,7 +89,8 @@ def serve(
     bundle = read_bundle(config.bundle)
     for caution in bundle_warnings(bundle.manifest):
         log.event("bundle_caution", bundle=config.bundle, caution=caution)
-    invited = trainer_id(config)
+    device = trainer_id(config)
+    invited = frozenset(() if device is None else (device,))
     journal = open_journal(config.journal, config.keep_models)
     with (
         contextlib.closing(journal),
@@ -104,94 +99,106 @@ def serve(
     ):
         journal.check()
         dim, encoder_id = bundle.manifest.dim, bundle.manifest.encoder_id
-        chosen = choose_run(config, bundle.classes, dim, encoder_id, journal, new_run=new_run)
+        chosen = choose_run(
+            config, bundle.classes, dim, encoder_id, journal, new_run=new_run, once=once
+        )
         me = signing.load_identity(config.broker.key, config.journal.with_suffix(".key"))
         claim = _claim(config, chosen.run, journal, me, take_over=take_over)
         closing.callback(claim.link.close)
         run = chosen.begin()
         if from_round is not None:
             journal.rewind(run.id, from_round)
-        state = run_state.open_run_state(run, journal, Schedule(run.plan, bundle.classes, dim))
-        serving = resume_coordinator(
+        first = coordinate(
             config,
-            state,
-            publisher.Publisher(config, state, me, claim.link, claim.incarnation, claim.epoch),
+            run,
+            journal,
+            bundle,
+            claim,
+            me,
             time.monotonic(),
-            invited=frozenset(() if invited is None else (invited,)),
+            invited=invited,
             registry=enrolled,
-            class_names=bundle.classes.names,
         )
+        server = Server(config, journal, first, reload or (lambda: config), invited)
+        trainer = None
         try:
-            serving.count_enrolled()
-            serving.handle_event(base.Connected(), time.monotonic())
-            claim.link.resubscribe()  # `_listen` has dropped the retained states of devices
-            log.event(
-                "serving",
-                fleet=config.fleet,
-                run=run.id,
-                epoch=claim.epoch,
-                rounds_closed=journal.rounds_closed(run.id),
-                rounds=exchanges(run.plan),
-                waiting_for=serving.rounds.rules.devices,
-            )
+            operator = control.listen(control.socket_path(config.journal))
+            closing.callback(operator.close)
+            server.open(time.monotonic())
             SYSTEMD.ready()
             # What exists now stays until the end, so the garbage collector need not look at it.
             gc.freeze()
-            trainer = None if invited is None else start_trainer(config, invited, children)
-            _loop(serving, trainer)
-            log.event(
-                "run_done",
-                run=run.id,
-                rounds=journal.rounds_closed(run.id),
-                refused_messages=serving.refused_messages.total(),
-            )
+            if device is not None:
+                trainer = start_trainer(config, device, children, once=once)
+            _loop(server, operator, trainer, once=once)
         finally:
-            serving.say_goodbye()
-        if trainer is not None:
+            server.coordinator.say_goodbye()
+        if trainer is not None and once:
             trainer.wait()
 
 
-def _loop(serving: coordinator.Coordinator, trainer: Trainer | None) -> None:
+def _loop(
+    server: Server, operator: control.ControlSocket, trainer: Trainer | None, *, once: bool
+) -> None:
     ticked_at = time.monotonic()
-    broker = serving.config.broker
+    broker = server.config.broker
     expiries = [Expiry(path, _NEW_AUTHORITY) for path in (broker.certificate, broker.ca)]
     device_expiry = DeviceExpiry()
-    changed_at = _changed_at(serving.config)
-    transport = serving.publisher.transport
+    changed_at = _changed_at(server.config)
+    transport = server.coordinator.publisher.transport
     event = None
-    while not serving.finished:
+    while not (once and server.coordinator.finished):
         event = transport.next_event(_TICK_S) if event is None else event
         now = time.monotonic()
         if event is not None:
             following = transport.next_event(0)
-            serving.handle_event(event, now, more=following is not None)
+            server.coordinator.handle_event(event, now, more=following is not None)
             event = following
+        while (asked := operator.next_request()) is not None:
+            request, reply = asked
+            reply(commands.answer(server, request, now))
         if now - ticked_at >= _TICK_S:
             ticked_at = now
             for expiry in expiries:
                 expiry.look(now)
-            device_expiry.look(now, serving.admission.registry)
-            if changed_at != (changed_at := _changed_at(serving.config)):
-                _admit(serving, now)
-            serving.tick(now)
-            SYSTEMD.status(_status(serving))
+            device_expiry.look(now, server.coordinator.admission.registry)
+            if changed_at != (changed_at := _changed_at(server.config)):
+                _admit(server.coordinator, now)
+            server.coordinator.tick(now)
+            SYSTEMD.status(_status(server.coordinator))
         SYSTEMD.turn()
-        code = None if trainer is None or serving.finished else trainer.code()
-        if code is not None:
-            if not serving.has_begun:
-                raise RunError(
-                    f"the trainer's process ended with code {code} before the first round; its "
-                    "messages are in the output above"
-                )
-            log.event("trainer_ended", code=code)
-            trainer = None
+        server.end_run()
+        if not once:
+            server.start_if_due(now)
+        if trainer is not None and _has_ended(trainer, server, once=once):
+            trainer, server.invited = None, frozenset()
+
+
+def _has_ended(trainer: Trainer, server: Server, *, once: bool) -> bool:
+    """True, after a log line, if the trainer's process has ended.
+
+    Raises RunError if it ended before the first round that it was to take part in.
+    """
+    if once and server.coordinator.finished:
+        return False  # it ends with the run
+    code = trainer.code()
+    if code is None:
+        return False
+    if not server.coordinator.has_begun:
+        raise RunError(
+            f"the trainer's process ended with code {code} before the first round; its "
+            "messages are in the output above"
+        )
+    log.event("trainer_ended", code=code)
+    return True
 
 
 def _status(serving: coordinator.Coordinator) -> str:
     """The run, its round and the devices, in one line for systemd."""
     rounds, online = serving.rounds, len(serving.devices.incarnations)
+    where = f"round {rounds.round} of {rounds.rounds} ({rounds.phase})"
     return (
-        f"{rounds.run}: round {rounds.round} of {rounds.rounds} ({rounds.phase}), "
+        f"{rounds.run}: {'over' if rounds.phase == 'done' else where}, "
         f"{online} device{'' if online == 1 else 's'} online"
     )
 
@@ -244,7 +251,7 @@ def _disconnect_client(config: FleetConfig, client: str) -> None:
 
 def _claim(
     config: FleetConfig, run: Run, journal: Journal, me: signing.Identity, *, take_over: bool
-) -> _Claim:
+) -> Claim:
     heard = 0
     while True:
         # A claim stops any other process that writes to this journal. So the epoch is claimed only
@@ -270,7 +277,7 @@ def _claim(
             )
         heard = heard if other is None else max(heard, other.epoch)
         if heard < epoch and journal.next_epoch(above=heard) == epoch:
-            return _Claim(link, incarnation, epoch)
+            return Claim(link, incarnation, epoch)
         link.close()
 
 

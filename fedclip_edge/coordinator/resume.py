@@ -14,6 +14,7 @@ from fedclip_edge.coordinator.run_state import RunState
 from fedclip_edge.coordinator.slots import Slots
 from fedclip_edge.coordinator.uploads import LEASE_S, Uploads
 from fedclip_edge.pki.registry import Registry
+from fedclip_edge.protocol.messages import Phase
 
 
 def resume_coordinator(
@@ -33,7 +34,9 @@ def resume_coordinator(
     classes. Raises JournalError if the journal cannot be read.
     """
     run, closed = run_state.run, run_state.model.round
-    rounds = len(run_state.schedule.steps)
+    course = run_state.journal.course(run.id)
+    rounds = len(run_state.upcoming.steps) if course.ends_after is None else course.ends_after
+    phase: Phase = "final" if closed >= rounds else "gathering"
     devices = Devices(run_state.journal.keys(run.id))
     admission = Admission(run, run_state.journal, devices, registry, class_names)
     receiver = Receiver(
@@ -43,11 +46,10 @@ def resume_coordinator(
         run=run.id,
         rules=config.rules,
         rounds=rounds,
-        votes=frozenset(
-            n for n, one in enumerate(run_state.schedule.steps, 1) if one.kind == "vote"
-        ),
+        votes=run_state.upcoming.votes,
         round=min(closed + 1, rounds),
-        phase="final" if closed >= rounds else "gathering",
+        phase="done" if course.is_over else phase,
+        paused=course.paused or course.state == "held",
         deadline=now + config.rules.deadline_s,
         gathering_since=now,
         # The run waits for devices from before the restart as if they had just gone offline. Until
@@ -56,7 +58,9 @@ def resume_coordinator(
         away_since=dict.fromkeys(admission.admitted, now),
         invited=invited,
         enrolled=admission.enrolled or frozenset(),
-        kept=run_state.kept(),
+        kept={} if course.is_over else run_state.kept(),
     )
-    driver = RoundDriver(state, run_state, publisher, receiver, admission, devices)
+    driver = RoundDriver(
+        state, run_state, publisher, receiver, admission, devices, finished=course.is_over
+    )
     return Coordinator(config, run_state, publisher, devices, admission, receiver, driver)

@@ -38,7 +38,7 @@ class RoundDriver:
     """The rounds of one run.
 
     `finished` is set once every round is closed, the evaluation of the last model is over and the
-    model file is written.
+    model file is written; or once the run is abandoned.
     """
 
     state: RoundState
@@ -106,6 +106,39 @@ class RoundDriver:
         """Record a refused contribution; the refusal was already sent to its device."""
         self._last_refusal = f"{device}: {error}"
         self.handle(round_events.Rejected(device, error.round), now)
+
+    def pause(self, now: float, *, paused: bool) -> None:
+        """Open no further round, or open rounds again; `now` is monotonic, in seconds."""
+        self.run_state.journal.pause(self.run_state.run.id, paused=paused)
+        self.handle(round_events.Pause(paused), now)
+
+    def extend(self, rounds: int, now: float) -> None:
+        """Change the plan's number of rounds; a training round must be open, or open next."""
+        self.run_state.extend(rounds)
+        after = self.run_state.upcoming
+        self.handle(round_events.Extend(len(after.steps), after.votes), now)
+
+    def close_early(self, now: float) -> None:
+        """Close the round with the contributions that are kept, if there are any."""
+        self.sync()
+        self.handle(round_events.CloseEarly(), now)
+
+    def end_early(self, now: float) -> None:
+        """End the run with the model of the last closed round."""
+        self.sync()
+        if self.state.phase != "final":
+            closed = self.run_state.model.round
+            self.run_state.journal.end_early(self.run_state.run.id, closed)
+            self.receiver.uploads.release_all()
+        self.handle(round_events.EndEarly(), now)
+
+    def abandon(self, now: float) -> None:
+        """End the run without a model file."""
+        self.sync()
+        self.run_state.abandon()
+        self.receiver.uploads.release_all()
+        self.finished = True
+        self.handle(round_events.GiveUp(), now)
 
     def publish_manifest(self) -> None:
         """Publish the manifest to all devices."""

@@ -82,6 +82,36 @@ class Tick:
 
 
 @dataclass(frozen=True)
+class Pause:
+    """The operator pauses the run, or lets it go on."""
+
+    paused: bool
+
+
+@dataclass(frozen=True)
+class Extend:
+    """The operator changes the number of rounds; `votes` are the numbers of the votes then."""
+
+    rounds: int
+    votes: frozenset[int]
+
+
+@dataclass(frozen=True)
+class CloseEarly:
+    """The operator closes the round with the contributions that are kept."""
+
+
+@dataclass(frozen=True)
+class EndEarly:
+    """The operator ends the run with the model of the last closed round."""
+
+
+@dataclass(frozen=True)
+class GiveUp:
+    """The operator has abandoned the run."""
+
+
+@dataclass(frozen=True)
 class Announce:
     """Publish the manifest: the phase, the round or the attempt has changed."""
 
@@ -163,7 +193,7 @@ class Drop:
 class CloseRound:
     """Combine the kept contributions into the next model, put it on disk, then return `Closed`.
 
-    Only a vote closes without a quorum.
+    Only a vote closes without a quorum, unless the operator closes the round.
     """
 
     has_quorum: bool = True
@@ -174,7 +204,23 @@ class Finish:
     """Finish the run: the evaluation of the last model is over."""
 
 
-Event = Joined | Left | Enrolled | Heard | Offered | Arrived | Rejected | Closed | Reported | Tick
+Event = (
+    Joined
+    | Left
+    | Enrolled
+    | Heard
+    | Offered
+    | Arrived
+    | Rejected
+    | Closed
+    | Reported
+    | Tick
+    | Pause
+    | Extend
+    | CloseEarly
+    | EndEarly
+    | GiveUp
+)
 Action = (
     Announce
     | Remind

@@ -36,6 +36,10 @@ Laws:
   without a quorum it closes at its deadline, and the run's default model wins. A device that is
   away may come back until then.
 - A closed round never reopens: the round number only grows.
+- While the run is paused, no round opens and nobody misses a deadline of `gathering`. An open round
+  goes on to its end.
+- The operator may close a round with the contributions that are kept, with or without a quorum; the
+  devices that had no time to contribute miss nothing.
 """
 
 from __future__ import annotations
@@ -52,17 +56,22 @@ from fedclip_edge.coordinator.round_events import (
     Announce,
     Arrived,
     Closed,
+    CloseEarly,
     CloseRound,
     Drop,
+    EndEarly,
     Enrolled,
     Event,
+    Extend,
     Finish,
     Forget,
+    GiveUp,
     Heard,
     Joined,
     Keep,
     Left,
     Offered,
+    Pause,
     Rejected,
     Remind,
     Reported,
@@ -257,7 +266,43 @@ def _enrol(state: RoundState, event: Enrolled, now: float) -> Step:
     return replace(state, enrolled=event.devices), ()
 
 
+def _pause(state: RoundState, event: Pause, now: float) -> Step:
+    if state.paused == event.paused:
+        return state, ()
+    state = replace(state, paused=event.paused)
+    if state.paused or state.phase != "gathering":
+        return state, ()
+    return _open_if_enough(_gathering(state, now), now)
+
+
+def _extend(state: RoundState, event: Extend, now: float) -> Step:
+    return replace(state, rounds=event.rounds, votes=event.votes), ()
+
+
+def _close_early(state: RoundState, event: CloseEarly, now: float) -> Step:
+    """Close the round; one without a contribution stays, but a vote then takes the default."""
+    if not state.kept and not state.is_vote:
+        return state, ()
+    return state, (CloseRound(has_quorum=bool(state.kept)),)
+
+
+def _end_early(state: RoundState, event: EndEarly, now: float) -> Step:
+    closed = state.round - 1
+    state = replace(state, round=closed, rounds=closed, kept={}, cohort=frozenset(), attempt=0)
+    return _evaluate_last(state, now)
+
+
+def _finish_now(state: RoundState, event: EndEarly, now: float) -> Step:
+    return replace(state, phase="done"), (Announce(), Finish())
+
+
+def _give_up(state: RoundState, event: GiveUp, now: float) -> Step:
+    return replace(state, phase="done", kept={}, cohort=frozenset()), (Announce(),)
+
+
 def _tick_gathering(state: RoundState, event: Tick, now: float) -> Step:
+    if state.paused:
+        return state, ()
     state, actions = _open_if_enough(state, now)
     if actions:
         return state, actions
@@ -328,20 +373,22 @@ def _tick_open(state: RoundState, event: Tick, now: float) -> Step:
 def _closed(state: RoundState, event: Closed, now: float) -> Step:
     state = replace(state, kept={}, cohort=frozenset(), attempt=0)
     if state.round == state.rounds:
-        state = replace(
-            state,
-            phase="final",
-            deadline=now + state.rules.deadline_s,
-            reminded=0,
-        )
-        state, actions = _finish_if_evaluated(state, now)
-        return state, (Announce(), *actions)
+        return _evaluate_last(state, now)
     state = replace(_gathering(state, now), round=state.round + 1)
     state, actions = _open_if_enough(state, now)
     return state, actions or (Announce(),)
 
 
+def _evaluate_last(state: RoundState, now: float) -> Step:
+    deadline = now + state.rules.deadline_s
+    state = replace(state, phase="final", deadline=deadline, reminded=0)
+    state, actions = _finish_if_evaluated(state, now)
+    return state, (Announce(), *actions)
+
+
 def _open_if_enough(state: RoundState, now: float) -> Step:
+    if state.paused:
+        return state, ()
     if (
         attendance.is_first_opening(state)
         and not state.invited <= state.trainers | state.evaluators
@@ -416,8 +463,14 @@ _TABLE: Mapping[tuple[Phase, type[Event]], Callable[..., Step]] = {
     ("gathering", Offered): _early,
     ("gathering", Arrived): _early,
     ("gathering", Rejected): _nothing,
+    ("gathering", Closed): _closed,  # after CloseEarly
     ("gathering", Reported): _nothing,
     ("gathering", Tick): _tick_gathering,
+    ("gathering", Pause): _pause,
+    ("gathering", Extend): _extend,
+    ("gathering", CloseEarly): _close_early,
+    ("gathering", EndEarly): _end_early,
+    ("gathering", GiveUp): _give_up,
     ("open", Joined): _join,
     ("open", Left): _leave,
     ("open", Enrolled): _enrol,
@@ -428,6 +481,11 @@ _TABLE: Mapping[tuple[Phase, type[Event]], Callable[..., Step]] = {
     ("open", Closed): _closed,
     ("open", Reported): _hear,
     ("open", Tick): _tick_open,
+    ("open", Pause): _pause,
+    ("open", Extend): _extend,
+    ("open", CloseEarly): _close_early,
+    ("open", EndEarly): _end_early,
+    ("open", GiveUp): _give_up,
     ("final", Joined): _join,
     ("final", Left): _leave,
     ("final", Enrolled): _enrol,
@@ -437,6 +495,8 @@ _TABLE: Mapping[tuple[Phase, type[Event]], Callable[..., Step]] = {
     ("final", Rejected): _nothing,
     ("final", Reported): _report_final,
     ("final", Tick): _tick_final,
+    ("final", EndEarly): _finish_now,
+    ("final", GiveUp): _give_up,
     ("done", Joined): _nothing,
     ("done", Left): _nothing,
     ("done", Enrolled): _nothing,

@@ -23,6 +23,7 @@ class RoundState:
     votes: frozenset[int] = frozenset()  # numbers of the exchanges that are votes
     round: int = 1  # open, or next to open; from 1
     phase: Phase = "gathering"
+    paused: bool = False  # no round is opened
     attempt: int = 0  # from 0 in each round
     deadline: float = math.inf  # of the phase; in `gathering` it is set again each time it passes
     gathering_since: float = 0.0

@@ -1,6 +1,8 @@
-"""The run that a coordinator serves: the journal's unfinished one, or a new one.
+"""The run that a coordinator serves: the journal's newest one, or a new one.
 
 Laws:
+- A run that is over is served on, so that devices get its model, until the next one starts. With
+  `once`, or if the bundle has other classes or another encoder by now, a new run begins.
 - An unfinished run continues only under the plan, the encoder and the classes that it began with.
 - A run with results, which are kept contributions or closed rounds, makes way for a new one only if
   the operator asks for it. Its models stay in the journal.
@@ -10,21 +12,25 @@ Laws:
 
 from __future__ import annotations
 
+import difflib
 import json
 import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from fedclip_edge import log
 from fedclip_edge.config import FleetConfig
 from fedclip_edge.coordinator.journal import Journal
-from fedclip_edge.coordinator.journal_tables import Run
-from fedclip_edge.coordinator.run_state import stored_model
-from fedclip_edge.errors import ConfigError
+from fedclip_edge.coordinator.journal_tables import ZERO_SHOT, Course, Origin, Run
+from fedclip_edge.coordinator.run_state import master_model, stored_model
+from fedclip_edge.errors import ConfigError, PeerError
 from fedclip_edge.learning import methods
 from fedclip_edge.learning.schedule import Schedule, exchanges
+from fedclip_edge.learning.strategy import State
 from fedclip_edge.records import ClassTexts, Model, Plan
+
+LAST = "last"  # in place of a run's id: the newest one that is done
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +40,8 @@ class RunChoice:
     run: Run
     journal: Journal
     initial: Model | None = None
+    state: State = field(default_factory=dict)  # of the coordinator, before the first round
+    origin: Origin = field(default_factory=Origin)
     ends: Run | None = None  # the unfinished run that makes way
     why: str = ""  # it does
 
@@ -42,8 +50,12 @@ class RunChoice:
 
         Raises JournalError on a disk error, RunError if another coordinator took over the journal.
         """
+        if self.initial is None:
+            return self.run
+        stored = stored_model(self.initial, self.state, self.run.plan)
+        ends = None if self.ends is None else self.ends.id
+        self.journal.add_run(self.run, stored, self.origin, ends)
         if self.ends is not None:
-            self.journal.finish(self.ends.id)
             closed = self.journal.rounds_closed(self.ends.id)
             log.event(
                 "run_abandoned",
@@ -53,8 +65,6 @@ class RunChoice:
                 reason=self.why,
                 hint=_use(self.ends) if closed else None,
             )
-        if self.initial is not None:
-            self.journal.add_run(self.run, stored_model(self.initial, {}, self.run.plan))
         return self.run
 
 
@@ -66,39 +76,119 @@ def choose_run(
     journal: Journal,
     *,
     new_run: bool = False,
+    once: bool = False,
 ) -> RunChoice:
-    """Choose the journal's unfinished run, or make a new one.
+    """Choose the journal's newest run, or make a new one.
 
     `dim` is the feature width D. With `new_run` an unfinished run makes way for a new one, and so
-    does one without results whose settings have changed.
+    does one without results whose settings have changed. With `once` a run that is over does too.
 
     Raises ConfigError if the unfinished run has results and began with other settings, or if the
     plan is invalid; JournalError on a disk error.
     """
-    plan = methods.with_defaults(config.plan)
-    unfinished = journal.unfinished_run()
-    wanted = Run(f"run-{secrets.token_hex(4)}", plan, encoder_id, classes.digest)
-    why = ""
-    if unfinished is not None:
-        changes = ", ".join(_changes(unfinished, wanted, config))
-        if not changes and not new_run:
-            return RunChoice(unfinished, journal)
-        if not new_run and journal.has_results(unfinished.id):
-            closed = journal.rounds_closed(unfinished.id)
+    wanted = _wanted(config, classes, encoder_id)
+    newest, course, why, ends = journal.last_run(), None, "", None
+    if newest is not None and not new_run:
+        course = journal.course(newest.id)
+        changes = ", ".join(_changes(newest, course, wanted, config))
+        if course.is_over:
+            fits = (newest.encoder_id, newest.classes_digest) == (encoder_id, classes.digest)
+            if fits and not once:
+                return RunChoice(newest, journal)
+        elif not changes and not (once and course.state == "held"):
+            return RunChoice(newest, journal)
+        elif journal.has_results(newest.id):
+            closed = journal.rounds_closed(newest.id)
             raise ConfigError(
-                f"the journal {config.journal} contains the unfinished {unfinished.id} "
-                f"({closed} of {exchanges(unfinished.plan)} rounds closed), and its settings have "
+                f"the journal {config.journal} contains the unfinished {newest.id} "
+                f"({closed} of {exchanges(newest.plan)} rounds closed), and its settings have "
                 f"changed: {changes}; put them back to go on with it, or add --new-run to `serve` "
                 "to abandon it and begin a new run (its models stay in the journal)"
             )
-        why = "asked for with --new-run" if new_run else f"settings have changed: {changes}"
-    initial = Schedule(plan, classes, dim).initial()
-    return RunChoice(wanted, journal, initial, unfinished, why)
+        else:
+            why, ends = f"settings have changed: {changes}", newest
+    elif newest is not None:
+        course = journal.course(newest.id)
+        why, ends = "asked for with --new-run", None if course.is_over else newest
+    if course is not None and course.state == "held":
+        ends = None  # the new run takes its place
+    held = config.schedule.start == "manual" and not (new_run or once)
+    initial = Schedule(wanted.plan, classes, dim).initial()
+    return RunChoice(wanted, journal, initial, {}, Origin(held=held), ends, why)
 
 
-def _changes(run: Run, wanted: Run, config: FleetConfig) -> Iterator[str]:
-    """Yield each setting that differs, with its value in the journal and the one wanted now."""
-    before, after = _settings(run.plan), _settings(wanted.plan)
+def next_run(
+    config: FleetConfig,
+    classes: ClassTexts,
+    dim: int,
+    encoder_id: str,
+    journal: Journal,
+    *,
+    by: str,
+    start: str = ZERO_SHOT,
+) -> RunChoice:
+    """Make the run after one that is over; `by` is the cause, in words.
+
+    `start` is "zero-shot", "last" for the model of the newest run that is done, or the id of a run.
+
+    Raises ConfigError if the plan is invalid, or if there is no such model or it does not fit;
+    JournalError on a disk error.
+    """
+    wanted = _wanted(config, classes, encoder_id)
+    schedule = Schedule(wanted.plan, classes, dim)
+    if start == ZERO_SHOT:
+        return RunChoice(wanted, journal, schedule.initial(), origin=Origin(by))
+    before = _named(journal, start)
+    for what, theirs, ours in (
+        ("method", before.plan.method, wanted.plan.method),
+        ("encoder", before.encoder_id[:12], encoder_id[:12]),
+        ("classes", before.classes_digest[:12], classes.digest[:12]),
+    ):
+        if theirs != ours:
+            raise ConfigError(
+                f"{before.id} has another {what} ({theirs}) than the new run ({ours}), so the new "
+                "run cannot start from its model; name another run, or use --from zero-shot"
+            )
+    stored = journal.newest_model(before.id)
+    if not stored.round:
+        raise ConfigError(f"{before.id} has no closed round to start from; name another run")
+    shapes = Schedule(before.plan, classes, dim).layout(stored.round).parameters
+    try:
+        model = master_model(stored, shapes)
+    except PeerError as error:
+        raise journal.damaged(str(error), before.id) from error
+    initial, state = schedule.start_from(model)
+    return RunChoice(wanted, journal, initial, state, Origin(by, before.id))
+
+
+def _wanted(config: FleetConfig, classes: ClassTexts, encoder_id: str) -> Run:
+    plan = methods.with_defaults(config.plan)
+    return Run(f"run-{secrets.token_hex(4)}", plan, encoder_id, classes.digest)
+
+
+def _named(journal: Journal, name: str) -> Run:
+    """The run with this id, or for "last" the newest one that is done."""
+    runs = {run.id: run for run in journal.runs()}
+    if name != LAST and name in runs:
+        return runs[name]
+    done = [run for run in runs.values() if journal.course(run.id).state == "done"]
+    if name != LAST:
+        near = difflib.get_close_matches(name, runs, n=1)
+        newest = f"the newest run that is done is {done[-1].id!r}" if done else "no run is done yet"
+        hint = f"did you mean {near[0]!r}?" if near else newest
+        raise ConfigError(f"the journal {journal.path} has no run {name!r}; {hint}")
+    if not done:
+        raise ConfigError("no run is done yet; use --from zero-shot")
+    return done[-1]
+
+
+def _changes(run: Run, course: Course, wanted: Run, config: FleetConfig) -> Iterator[str]:
+    """Yield each setting that differs, with its value in the journal and the one wanted now.
+
+    Rounds that the operator added are no change of the settings.
+    """
+    before = _settings(replace(run.plan, rounds=course.begun_rounds))
+    after = _settings(wanted.plan)
     for name in dict.fromkeys([*before, *after]):
         old, new = (_shown(table.get(name)) for table in (before, after))
         if old != new:

@@ -15,7 +15,7 @@ Laws:
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import safetensors.numpy
@@ -59,6 +59,9 @@ class RunState:
     total: Total  # of the open round's updates
     bound: NormBound  # of the norm of an update in this exchange
     exchange: Exchange  # that is open, or opens next; the last one if every round is closed
+    # The plan's rounds once the open exchange is closed, if the operator has changed them: that
+    # exchange has the hash of the plan under which it was opened.
+    next_rounds: int | None = None
 
     @property
     def version(self) -> str:
@@ -114,6 +117,21 @@ class RunState:
         return norm
 
     @property
+    def upcoming(self) -> Schedule:
+        """The schedule that is in force once the open exchange is closed."""
+        changes = self.next_rounds is not None
+        return self.schedule.with_rounds(self.next_rounds or 0) if changes else self.schedule
+
+    def extend(self, rounds: int) -> None:
+        """Change the plan's number of rounds, once the open exchange is closed."""
+        self.journal.extend(self.run.id, rounds)
+        self.next_rounds = rounds
+
+    def abandon(self) -> None:
+        """Mark the run as abandoned; it gets no model file."""
+        self.journal.finish(self.run.id, abandoned=True)
+
+    @property
     def layout(self) -> Layout:
         """Shapes of the model, and of the answers to the open exchange."""
         return self.schedule.layout(self.model.round)
@@ -123,6 +141,9 @@ class RunState:
 
         Without `decided` the open exchange is a vote that too few devices have answered.
         """
+        if self.next_rounds is not None:
+            self.schedule, self.next_rounds = self.upcoming, None
+            self.run = replace(self.run, plan=self.schedule.plan)
         state: State = safetensors.numpy.load(self.stored.server_state)
         model, state = self.schedule.close(self.model, self.total, state, decided=decided)
         stored = stored_model(model, state, self.run.plan)
@@ -169,7 +190,8 @@ def open_run_state(run: Run, journal: Journal, schedule: Schedule) -> RunState:
         bound = _bound(run, journal, schedule, model.round)
         total = schedule.total(model.round, bound.value)
         exchange = _next_exchange(run, schedule, stored, bound)
-        state = RunState(run, journal, schedule, model, stored, total, bound, exchange)
+        next_rounds = journal.course(run.id).next_rounds
+        state = RunState(run, journal, schedule, model, stored, total, bound, exchange, next_rounds)
         for device, payload in journal.contributions(run.id, model.round + 1):
             kept = wire.unpack_contribution(payload, plan.codec_up, layout.delta, layout.sums)
             state.check(device, model.round + 1, kept)

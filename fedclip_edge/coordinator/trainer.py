@@ -63,10 +63,11 @@ def trainer_id(config: FleetConfig) -> str | None:
     return agent.id
 
 
-def start_trainer(config: FleetConfig, device: str, children: Children) -> Trainer:
-    """Start the trainer, whose device id is `device`."""
+def start_trainer(config: FleetConfig, device: str, children: Children, *, once: bool) -> Trainer:
+    """Start the trainer, whose device id is `device`; with `once` for one run only."""
     assert config.trainer is not None
-    command = own_command("agent", str(config.trainer.config), "--once", "--json")
+    ends = ("--once",) if once else ()
+    command = own_command("agent", str(config.trainer.config), *ends, "--json")
     process = children.start(command, None, pipe=True, errors_too=True)
     assert process.stdout is not None
     copier = threading.Thread(

@@ -67,7 +67,7 @@ def run(stage: Stage, started: Callable[[Started], None], happened: Callable[[Ev
         broker = local_broker.start(children, logs)
         configure(stage, broker.address)
         log = logs / "serve.log"
-        command = own_command("serve", str(stage.fleet), "--json")
+        command = own_command("serve", "--once", str(stage.fleet), "--json")
         serve = children.start(command, log, pipe=True, ends_in_s=_SERVE_ENDS_S)
         lines = _lines(serve)
         watched = [

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedclip_edge import log
-from fedclip_edge.learning import ballot, methods, mixture, strategies
+from fedclip_edge.learning import ballot, continuation, methods, mixture, strategies
 from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.learning.method import LocalTask
 from fedclip_edge.learning.norm_bound import NormBound, first_bound
@@ -45,6 +45,7 @@ from fedclip_edge.records import (
 
 _KEPT = "vote/"  # prefix of what the coordinator's state keeps for the vote
 _HEADS = f"{_KEPT}heads/"
+_CARRIED = (_KEPT, continuation.START)  # from one exchange to the next, whatever the method
 _TINY = 1e-6  # logits
 
 
@@ -100,12 +101,31 @@ class Schedule:
         return steps(self.plan)
 
     @cached_property
+    def votes(self) -> frozenset[int]:
+        """The numbers of the exchanges that are votes."""
+        return frozenset(n for n, step in enumerate(self.steps, 1) if step.kind == "vote")
+
+    @cached_property
     def stages(self) -> tuple[Plan, ...]:
         return stages(self.plan)
 
     def initial(self) -> Model:
         """Make the model of round 0; raises ConfigError for an unknown method or a bad option."""
         return replace(self._initial(0), method=self.plan.method)
+
+    def start_from(self, model: Model) -> tuple[Model, State]:
+        """Make the model of round 0 and the coordinator's state that go on from another run's model.
+
+        Raises ConfigError if the plan has nothing that can (`continuation.start_from`).
+        """
+        return continuation.start_from(self.initial(), self.stages, self.classes, self.dim, model)
+
+    def with_rounds(self, rounds: int) -> Schedule:
+        """The schedule of the same plan with another number of rounds.
+
+        Raises ConfigError if the method does not allow it.
+        """
+        return replace(self, plan=methods.with_defaults(replace(self.plan, rounds=rounds)))
 
     def layout(self, closed: int) -> Layout:
         """Shapes of the model after `closed` exchanges, and of the answers to the next one.
@@ -201,7 +221,7 @@ class Schedule:
         options = method.check_options(stage.options)
         model = replace(model, method=stage.method)
         is_last = following == len(self.steps) or self.steps[following] != step
-        before = {name: term for name, term in state.items() if name.startswith(_KEPT)}
+        before = {name: term for name, term in state.items() if name.startswith(_CARRIED)}
         if not is_last or not has_vote(self.plan):
             model, its = method.combine(model, total, _without(state), options)
             return replace(model, method=self.plan.method), {**before, **its}
@@ -212,7 +232,8 @@ class Schedule:
         if self.steps[following].kind == "vote":
             return ballot.made(self.plan.method, following, every, self._shares), state
         state |= {f"{_HEADS}{label}/{n}": t for label, its in heads.items() for n, t in its.items()}
-        initial = self._initial(self.steps[following].stage)
+        stage_after = self.steps[following].stage
+        initial = continuation.begin(self._initial(stage_after), stage_after, state)
         return replace(initial, method=self.plan.method, round=following), state
 
     def _settle(self, model: Model, total: Total, state: State, *, decided: bool) -> Model:
@@ -338,8 +359,8 @@ def _prefixed(prefix: str, arrays: State) -> dict[str, NDArray[Any]]:
 
 
 def _without(state: State) -> State:
-    """The state of the method in training, without what is kept for the vote."""
-    return {name: term for name, term in state.items() if not name.startswith(_KEPT)}
+    """The state of the method in training, without what is kept for later exchanges."""
+    return {name: term for name, term in state.items() if not name.startswith(_CARRIED)}
 
 
 def _heads_in(state: State) -> dict[str, Arrays]:

@@ -24,6 +24,7 @@ from typing import Literal
 
 from fedclip_edge.protocol.report import Report
 from fedclip_edge.records import (
+    COUNT_MAX,
     MAX_NORM,
     ExchangeKind,
     Plan,
@@ -90,6 +91,11 @@ class Pictures:
     def __post_init__(self) -> None:
         for name in ("train", "validation", "test", "withheld"):
             _check_count(getattr(self, name), name)
+
+    @property
+    def labelled(self) -> int:
+        """All labelled pictures of the device; at most COUNT_MAX."""
+        return min(COUNT_MAX, self.train + self.validation + self.test + self.withheld)
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,7 @@ def test_a_run_completes_under_a_flood_with_the_same_model(
     flood = Flood(mosquitto, fire(site))
     try:
         wait_until(lambda: flood.sent > 500, "the flood to begin")
-        serve = site.start("serve", fleet, "--json", log="serve")
+        serve = site.start("serve", "--once", fleet, "--json", log="serve")
         agent = site.start("agent", judge, "--once", "--json", log="judge")
         # The judge only evaluates, so the round does not wait for it; it must join before the
         # others.

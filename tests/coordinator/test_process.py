@@ -43,7 +43,7 @@ def test_a_run_ends_with_every_round_closed_and_a_second_one_encodes_nothing(sit
     agents = {name: site.write_agent(name) for name in ("north", "south-west")}
     site.write_agent("judge", extra='roles = ["evaluate"]\ndomain = "held out"')
     for attempt in ("first", "second"):
-        serve = site.start("serve", fleet, "--json", log=f"serve-{attempt}")
+        serve = site.start("serve", "--once", fleet, "--json", log=f"serve-{attempt}")
         running = [
             site.start("agent", path, "--once", "--json", log=f"{name}-{attempt}")
             for name, path in agents.items()
@@ -91,7 +91,7 @@ def test_an_agent_that_waits_for_a_round_has_loaded_no_torch(site: Site) -> None
     running = site.start("agent", agent, "--json", log="north")
     wait_until(lambda: "connected" in site.text("north"), "the agent to connect")
     assert loaded_by(running.pid) == set()
-    site.start("serve", site.write_fleet(devices=2, rounds=1), "--json", log="serve")
+    site.start("serve", "--once", site.write_fleet(devices=2, rounds=1), "--json", log="serve")
     wait_until(lambda: "joined" in site.text("serve"), "the coordinator to know it")
     assert loaded_by(running.pid) == set()
     other = site.start("agent", site.write_agent("south"), "--once", "--json", log="south")
@@ -155,7 +155,7 @@ def test_unreadable_pictures_are_skipped_counted_and_named(site: Site) -> None:
     (pictures / "letter.jpg").write_text("this is no picture")
     whole = (pictures / "000.png").read_bytes()
     (pictures / "cut.png").write_bytes(whole[: len(whole) // 2])
-    serve = site.start("serve", fleet, "--json", log="serve")
+    serve = site.start("serve", "--once", fleet, "--json", log="serve")
     running = site.start("agent", agent, "--once", "--json", log="north")
     assert serve.wait(system.DEADLINE_S) == 0
     assert running.wait(system.DEADLINE_S) == 0
@@ -182,7 +182,7 @@ def test_both_say_that_a_bundles_weights_are_random(site: Site, tmp_path: Path) 
         theirs.golden(),
     )
     fleet = site.write_fleet(devices=1, rounds=1)
-    serve = site.start("serve", fleet, "--json", log="serve")
+    serve = site.start("serve", "--once", fleet, "--json", log="serve")
     agent = site.start("agent", site.write_agent("north"), "--once", "--json", log="north")
     for process in (serve, agent):
         assert process.wait(system.DEADLINE_S) == 0
@@ -194,12 +194,12 @@ def test_both_say_that_a_bundles_weights_are_random(site: Site, tmp_path: Path) 
 
 def test_a_killed_coordinator_goes_on_where_its_journal_stands(site: Site) -> None:
     fleet = site.write_fleet(devices=1, rounds=40)
-    serve = site.start("serve", fleet, "--json", log="serve")
+    serve = site.start("serve", "--once", fleet, "--json", log="serve")
     agent = site.start("agent", site.write_agent("north"), "--once", "--json", log="north")
     wait_until(lambda: closed_rounds(site) >= 5, "five closed rounds")
     serve.send_signal(signal.SIGKILL)
     serve.wait()
-    again = site.start("serve", fleet, "--json", log="serve")
+    again = site.start("serve", "--once", fleet, "--json", log="serve")
     assert again.wait(system.DEADLINE_S) == 0, site.text("serve")
     assert agent.wait(system.DEADLINE_S) == 0
     rounds = [e["round"] for e in site.events("serve") if e["event"] == "round_closed"]
@@ -215,7 +215,7 @@ def test_a_killed_coordinator_goes_on_where_its_journal_stands(site: Site) -> No
 @pytest.mark.one_python
 def test_a_damaged_journal_is_said_and_the_run_goes_back_to_a_whole_model(site: Site) -> None:
     fleet = site.write_fleet(devices=1, rounds=20)
-    serve = site.start("serve", fleet, "--json", log="serve")
+    serve = site.start("serve", "--once", fleet, "--json", log="serve")
     agent = site.start("agent", site.write_agent("north"), "--once", "--json", log="north")
     wait_until(lambda: closed_rounds(site) >= 5, "five closed rounds")
     serve.send_signal(signal.SIGKILL)
@@ -229,7 +229,7 @@ def test_a_damaged_journal_is_said_and_the_run_goes_back_to_a_whole_model(site: 
     refused = system.run("serve", fleet)
     assert refused.returncode == JournalError.exit_code
     (whole,) = re.findall(r"add --from-round (\d+) to `serve`", refused.stderr)
-    again = site.start("serve", fleet, "--from-round", whole, "--json", log="again")
+    again = site.start("serve", "--once", fleet, "--from-round", whole, "--json", log="again")
     assert again.wait(system.DEADLINE_S) == 0, site.text("again")
     assert agent.wait(system.DEADLINE_S) == 0
     rounds = [e["round"] for e in site.events("again") if e["event"] == "round_closed"]
@@ -240,7 +240,7 @@ def test_a_damaged_journal_is_said_and_the_run_goes_back_to_a_whole_model(site: 
 def test_a_killed_agent_comes_back_into_the_same_run(site: Site) -> None:
     fleet = site.write_fleet(devices=2, rounds=40)
     config = site.write_agent("south")
-    serve = site.start("serve", fleet, "--json", log="serve")
+    serve = site.start("serve", "--once", fleet, "--json", log="serve")
     north = site.start("agent", site.write_agent("north"), "--once", "--json", log="north")
     south = site.start("agent", config, "--once", "--json", log="south")
     wait_until(lambda: closed_rounds(site) >= 3, "three closed rounds")
@@ -255,21 +255,21 @@ def test_a_killed_agent_comes_back_into_the_same_run(site: Site) -> None:
 
 def test_a_second_coordinator_is_refused_until_it_is_told_to_take_over(site: Site) -> None:
     fleet = site.write_fleet(devices=1, rounds=1)
-    first = site.start("serve", fleet, "--json", log="serve")
+    first = site.start("serve", "--once", fleet, "--json", log="serve")
     wait_until(lambda: "serving" in site.text("serve"), "the first coordinator to serve")
     second = site.folder / "second.toml"
     second.write_text(fleet.read_text().replace("fleet =", 'journal = "second.sqlite"\nfleet =', 1))
     refused = system.run("serve", second)
     assert refused.returncode == ConfigError.exit_code
     assert "--take-over" in refused.stderr
-    site.start("serve", second, "--take-over", "--json", log="second")
+    site.start("serve", "--once", second, "--take-over", "--json", log="second")
     first.wait(system.DEADLINE_S)
     assert "another coordinator took over" in site.text("serve")
 
 
 def test_a_device_with_another_encoder_is_refused_for_good(site: Site, tmp_path: Path) -> None:
     fleet = site.write_fleet(devices=1, rounds=1)
-    site.start("serve", fleet, "--json", log="serve")
+    site.start("serve", "--once", fleet, "--json", log="serve")
     config = site.write_agent("north")
     theirs = site.bundle
     mean = theirs.manifest.preprocessing.mean
@@ -291,7 +291,7 @@ def test_a_device_with_another_encoder_is_refused_for_good(site: Site, tmp_path:
 def test_a_signal_ends_a_coordinator_and_its_trainer(site: Site, number: signal.Signals) -> None:
     fleet = site.write_fleet(devices=2, rounds=3, extra='[trainer]\nconfig = "judge/agent.toml"\n')
     site.write_agent("judge", extra='roles = ["evaluate"]')
-    serve = site.start("serve", fleet, "--json", log="serve")
+    serve = site.start("serve", "--once", fleet, "--json", log="serve")
     wait_until(lambda: "joined" in site.text("serve"), "the trainer to join")
     serve.send_signal(number)
     assert serve.wait(system.DEADLINE_S) == 0

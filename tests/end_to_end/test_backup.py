@@ -31,7 +31,7 @@ def test_a_run_goes_on_after_its_coordinator_is_lost(tmp_path: Path, random_bund
         secured.start()
         agents = [write_agent(secured, random_bundle, name) for name in ("cam-01", "cam-02")]
         fleet = write_fleet(secured, random_bundle, ROUNDS)
-        serve = site.start("serve", fleet, "--json", log="serve")
+        serve = site.start("serve", "--once", fleet, "--json", log="serve")
         running = [
             site.start("agent", path, "--once", "--json", log=path.parent.name) for path in agents
         ]
@@ -52,7 +52,9 @@ def test_a_run_goes_on_after_its_coordinator_is_lost(tmp_path: Path, random_bund
         shutil.rmtree(secured.site.coordinator)
         said = system.run("restore", tmp_path / "fleet.tar", tmp_path / "new")
         assert said.returncode == 0, said.stderr
-        again = site.start("serve", tmp_path / "new" / "fleet.toml", "--json", log="again")
+        again = site.start(
+            "serve", "--once", tmp_path / "new" / "fleet.toml", "--json", log="again"
+        )
         for process in (again, *running):
             assert process.wait(system.DEADLINE_S) == 0, site.text("again")
         (serving,) = (e for e in site.events("again") if e["event"] == "serving")

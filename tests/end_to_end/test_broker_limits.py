@@ -78,7 +78,7 @@ class Limited:
         self.site = ends.enter_context(Site(folder, bundle, address, "lab"))
         fleet = self.site.write_fleet(devices=1, rounds=1, method=method)
         agent = self.site.write_agent("north")
-        self.serve = self.site.start("serve", fleet, "--json", log="serve")
+        self.serve = self.site.start("serve", "--once", fleet, "--json", log="serve")
         self.agent = self.site.start("agent", agent, "--once", "--json", log="north")
 
     def await_event(self, log: str, event: str) -> dict[str, Any]:

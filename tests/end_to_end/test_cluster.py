@@ -68,7 +68,7 @@ class Fleet:
             f"[rules]\ndevices = {len(DEVICES)}\nquorum = 1.0\ndeadline_s = 60\ngrace_s = 30\n"
             f'[plan]\nmethod = "fedclip"\nrounds = {ROUNDS}\nvote = "off"\ncodec_up = "fp32"\ncodec_down = "fp32"\n'
         )
-        self.serve = self.site.start("serve", path, "--json", log=log)
+        self.serve = self.site.start("serve", "--once", path, "--json", log=log)
         return log
 
     def finish(self, log: str) -> dict[str, bytes]:

@@ -83,7 +83,7 @@ def test_devices_wait_for_the_correction_and_take_part_at_once(site: Site, wrong
         )
         for name in ("north", "south-west")
     }
-    serve = site.start("serve", fleet, "--json", log="wrong")
+    serve = site.start("serve", "--once", fleet, "--json", log="wrong")
     reason, adds, lacks = WRONG[wrong]
     for name in agents:
         wait_until(lambda name=name: bool(events(site, name, "not_in_run")), f"{name} to wait")  # type: ignore[misc]
@@ -94,7 +94,7 @@ def test_devices_wait_for_the_correction_and_take_part_at_once(site: Site, wrong
     serve.send_signal(signal.SIGTERM)
     serve.wait(system.DEADLINE_S)
     fleet.write_text(right)
-    serve = site.start("serve", fleet, "--json", log="right")
+    serve = site.start("serve", "--once", fleet, "--json", log="right")
     assert serve.wait(system.DEADLINE_S) == 0, site.text("right")  # far less than five minutes
     closed = events(site, "right", "round_closed")
     assert [event["contributions"] for event in closed] == [2, 2]
@@ -105,7 +105,7 @@ def test_devices_wait_for_the_correction_and_take_part_at_once(site: Site, wrong
 
 
 def test_once_a_device_that_does_not_fit_ends(site: Site) -> None:
-    site.start("serve", site.write_fleet(devices=1, rounds=1), "--json", log="serve")
+    site.start("serve", "--once", site.write_fleet(devices=1, rounds=1), "--json", log="serve")
     site.bundle = other_bundle(site, "classes")
     ended = system.run("agent", site.write_agent("north"), "--once")
     assert ended.returncode == RefusedError.exit_code
@@ -115,7 +115,7 @@ def test_once_a_device_that_does_not_fit_ends(site: Site) -> None:
 def test_a_changed_plan_is_named_and_a_new_run_leaves_the_old_model(site: Site) -> None:
     fleet = site.write_fleet(devices=1, rounds=500)
     agent = site.start("agent", site.write_agent("north"), "--json", log="north")
-    serve = site.start("serve", fleet, "--json", log="first")
+    serve = site.start("serve", "--once", fleet, "--json", log="first")
     wait_until(lambda: len(events(site, "first", "round_closed")) > 2, "three closed rounds")
     serve.kill()
     serve.wait()
@@ -130,7 +130,7 @@ def test_a_changed_plan_is_named_and_a_new_run_leaves_the_old_model(site: Site) 
         "--new-run",
     ):
         assert words in refused.stderr
-    again = site.start("serve", fleet, "--new-run", "--json", log="second")
+    again = site.start("serve", "--once", fleet, "--new-run", "--json", log="second")
     assert again.wait(system.DEADLINE_S) == 0, site.text("second")
     (said,) = events(site, "second", "run_abandoned")
     assert (said["run"], said["reason"]) == (begun["run"], "asked for with --new-run")
@@ -152,7 +152,7 @@ def test_a_changed_plan_is_named_and_a_new_run_leaves_the_old_model(site: Site) 
 
 def test_a_new_run_is_not_begun_beside_a_coordinator_that_is_online(site: Site) -> None:
     fleet = site.write_fleet(devices=1, rounds=1)
-    serve = site.start("serve", fleet, "--json", log="serve")
+    serve = site.start("serve", "--once", fleet, "--json", log="serve")
     wait_until(lambda: bool(events(site, "serve", "serving")), "the coordinator to serve")
     refused = system.run("serve", fleet, "--new-run")
     assert refused.returncode == ConfigError.exit_code
@@ -175,7 +175,9 @@ def test_a_revoked_device_does_not_hold_up_the_first_round(
         secured.box("cam-3")
         done = system.run("revoke", "cam-3", "--site", secured.site.path)
         assert done.returncode == 0, done.stderr
-        serve = site.start("serve", write_secured(secured, random_bundle), "--json", log="serve")
+        serve = site.start(
+            "serve", "--once", write_secured(secured, random_bundle), "--json", log="serve"
+        )
         running = [
             site.start("agent", path, "--once", "--json", log=path.parent.name) for path in agents
         ]
@@ -244,7 +246,7 @@ def test_the_coordinator_names_a_device_that_encodes(site: Site, first: str) -> 
     config = site.write_agent("north")
 
     def serve() -> None:
-        site.start("serve", fleet, "--json", log="serve")
+        site.start("serve", "--once", fleet, "--json", log="serve")
         wait_until(lambda: bool(events(site, "serve", "serving")), "the coordinator to serve")
 
     if first == "serve":

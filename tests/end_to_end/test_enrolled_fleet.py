@@ -40,7 +40,9 @@ def test_a_fleet_with_certificates_runs_and_a_revoked_device_ends(
     secured: Secured, site: Site, random_bundle: Bundle
 ) -> None:
     agents = {name: write_agent(secured, random_bundle, name) for name in ("cam-01", "cam-02")}
-    serve = site.start("serve", write_fleet(secured, random_bundle, 200), "--json", log="serve")
+    serve = site.start(
+        "serve", "--once", write_fleet(secured, random_bundle, 200), "--json", log="serve"
+    )
     stays = site.start("agent", agents["cam-01"], "--once", "--json", log="cam-01")
     gone = site.start("agent", agents["cam-02"], "--json", log="cam-02")
 
@@ -68,7 +70,9 @@ def test_a_box_whose_archive_is_lost_comes_back_under_its_id_with_a_new_key(
     secured: Secured, site: Site, random_bundle: Bundle
 ) -> None:
     agents = {name: write_agent(secured, random_bundle, name) for name in ("cam-01", "cam-02")}
-    serve = site.start("serve", write_fleet(secured, random_bundle, 200), "--json", log="serve")
+    serve = site.start(
+        "serve", "--once", write_fleet(secured, random_bundle, 200), "--json", log="serve"
+    )
     other = site.start("agent", agents["cam-01"], "--once", "--json", log="cam-01")
     old = site.start("agent", agents["cam-02"], "--json", log="old")
 
@@ -138,7 +142,9 @@ def test_a_device_that_is_refused_while_it_encodes_ends(
     secured: Secured, site: Site, random_bundle: Bundle, command: tuple[str, ...]
 ) -> None:
     config = write_agent(secured, random_bundle, "cam-01")
-    serve = site.start("serve", write_fleet(secured, random_bundle, 1), "--json", log="serve")
+    serve = site.start(
+        "serve", "--once", write_fleet(secured, random_bundle, 1), "--json", log="serve"
+    )
     agent = start_slow_agent(site, config)
     wait_for(site, "serve", "device_encodes")
     out = ("--out", secured.folder / "new.tar") if command[0] == "enroll" else ()
@@ -155,7 +161,7 @@ def test_a_device_that_encodes_says_at_once_that_the_broker_is_gone(
     secured: Secured, site: Site, random_bundle: Bundle
 ) -> None:
     config = write_agent(secured, random_bundle, "cam-01")
-    site.start("serve", write_fleet(secured, random_bundle, 1), "--json", log="serve")
+    site.start("serve", "--once", write_fleet(secured, random_bundle, 1), "--json", log="serve")
     start_slow_agent(site, config)
     wait_for(site, "serve", "device_encodes")
     secured.stop()
@@ -174,7 +180,7 @@ def test_serve_names_the_devices_whose_certificates_end_soon(
 ) -> None:
     for name, days in (("cam-01", 700), ("cam-02", 9), ("cam-03", 3)):
         secured.box(name, days=days)
-    site.start("serve", write_fleet(secured, random_bundle, 1), "--json", log="serve")
+    site.start("serve", "--once", write_fleet(secured, random_bundle, 1), "--json", log="serve")
     ends = "certificate_ends"
     wait_until(lambda: any(e["event"] == ends for e in site.events("serve")), ends)
     said = [event for event in site.events("serve") if event["event"] == ends]

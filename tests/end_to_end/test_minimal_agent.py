@@ -39,7 +39,7 @@ def test_its_contributions_are_kept(
     with Site(tmp_path, random_bundle, mosquitto, f"minimal-{up}") as site:
         fleet = site.write_fleet(2, rounds, extra=f'codec_up = "{up}"\ncodec_down = "{down}"\n')
         fleet.write_text(fleet.read_text().replace('vote = "off"', 'vote = "on"'))
-        serve = site.start("serve", fleet, "--json", log="serve")
+        serve = site.start("serve", "--once", fleet, "--json", log="serve")
         boxes = [start(site, name) for name in ("tiny-1", "tiny-2")]
         wait_until(lambda: serve.poll() is not None, "the run to end")
         assert serve.returncode == 0, site.text("serve")

@@ -76,12 +76,12 @@ def test_an_idle_agent_says_goodbye(site: Site, number: signal.Signals) -> None:
 def test_serve_says_goodbye_and_continues_later(site: Site, number: signal.Signals) -> None:
     fleet = site.write_fleet(devices=1, rounds=10_000)
     agent = site.start("agent", site.write_agent("north"), "--json", log="north")
-    serve = site.start("serve", fleet, "--json", log="serve")
+    serve = site.start("serve", "--once", fleet, "--json", log="serve")
     said(site, "serve", "round_closed")
     assert stop(site, serve, "serve", number) == 0
     assert not retained(site.broker, Topics("lab").coordinator_state).online
     closed = sum(e["event"] == "round_closed" for e in site.events("serve"))
-    again = site.start("serve", fleet, "--json", log="again")
+    again = site.start("serve", "--once", fleet, "--json", log="again")
     said(site, "again", "round_closed")
     first = next(e for e in site.events("again") if e["event"] == "serving")
     # The signal may come after a round is in the journal and before it is in the log.
@@ -93,7 +93,7 @@ def test_serve_says_goodbye_and_continues_later(site: Site, number: signal.Signa
 def test_an_agent_that_trains_stops(site: Site) -> None:
     options = "[plan.options]\nepochs = 1000000\n"
     fleet = site.write_fleet(devices=1, rounds=1, extra=options)
-    serve = site.start("serve", fleet, "--json", log="serve")
+    serve = site.start("serve", "--once", fleet, "--json", log="serve")
     agent = site.start("agent", site.write_agent("north"), "--json", log="north")
     said(site, "north", "torch_loaded")
     assert stop(site, agent, "north", signal.SIGTERM) == 0

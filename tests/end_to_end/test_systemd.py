@@ -73,7 +73,7 @@ def test_the_programs_of_a_trainer_are_silent(site: Site) -> None:
     """Its messages would be taken for those of the coordinator."""
     site.write_agent("judge")
     fleet = site.write_fleet(devices=1, rounds=1, extra='[trainer]\nconfig = "judge/agent.toml"\n')
-    with as_service(site, "serve", fleet, "--json", log="serve") as (serve, socket):
+    with as_service(site, "serve", "--once", fleet, "--json", log="serve") as (serve, socket):
         assert serve.wait(system.DEADLINE_S) == 0, site.text("serve")
         while socket.next(0) is not None:
             pass

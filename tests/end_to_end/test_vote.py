@@ -70,7 +70,7 @@ def serve(site: Site, method: str, deadline_s: float = 60) -> subprocess.Popen[b
     rules = f"deadline_s = {deadline_s:g}\nquorum = 1.0"
     text = path.read_text().replace('vote = "off"', 'vote = "on"')
     path.write_text(text.replace("deadline_s = 60", rules).replace("grace_s = 20", "grace_s = 10"))
-    return site.start("serve", path, "--json", log="serve")
+    return site.start("serve", "--once", path, "--json", log="serve")
 
 
 def ends(site: Site, process: subprocess.Popen[bytes]) -> Model:
@@ -126,7 +126,7 @@ def test_whoever_is_killed_during_the_vote_the_model_is_the_same(
     victim.kill()
     victim.wait()
     held.unlink()
-    again = site.start("serve", site.folder / "fleet.toml", "--json", log="serve")
+    again = site.start("serve", "--once", site.folder / "fleet.toml", "--json", log="serve")
     start_agent(site, SOUTH)
     model = ends(site, again)
     assert content(model) == content(undisturbed)

@@ -27,6 +27,7 @@ ARGUMENTS: Mapping[tuple[str, str], str] = {
     ("backup", "FILE"): "The tar file to write.",
     ("restore", "FILE"): "The backup.",
     ("restore", "FOLDER"): "The folder to make.",
+    ("run start", "CONFIG"): "The coordinator's [configuration file](configuration.md).",
     ("agent", "CONFIG"): "The device's [configuration file](configuration.md).",
     ("predict", "PICTURES"): "Picture files, or folders with pictures.",
 }

@@ -67,8 +67,11 @@ CODES: Mapping[type[FedclipError], tuple[str, str]] = {
         "Free or repair the disk, or name another folder.",
     ),
     errors.LinkError: (
-        "The broker cannot be reached.",
-        "Wait and start again; if the error remains, check host, port and network.",
+        "The broker cannot be reached; or no coordinator serves behind its control socket.",
+        (
+            "Wait and start again; if the error remains, check host, port and network, or start "
+            "`serve`."
+        ),
     ),
     errors.PeerError: (
         (

@@ -119,7 +119,7 @@ class Fleet:
     def start(self, name: str) -> None:
         """Start the coordinator or an agent, also after an earlier one has ended."""
         if name == COORDINATOR:
-            command = own_command("serve", str(self.folder / "fleet.toml"), "--json")
+            command = own_command("serve", "--once", str(self.folder / "fleet.toml"), "--json")
         else:
             script = str(PLACES / "light_agent.py")
             config = str(self.folder / name / "agent.toml")

@@ -183,6 +183,9 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "A device knows a later coordinator: the journal is new or an old copy. The coordinator "
             "takes a higher epoch and continues.",
         ),
+        "operator_action": Event(
+            "A user of this machine has given a command that changes the runs."
+        ),
         "contribution_dropped": Event(
             "An update was not accepted, for example because its round is closed.",
         ),
@@ -332,6 +335,9 @@ FIELDS: Mapping[str, str] = {
     "client": "MQTT client id of the device.",
     "code": "Exit code of the process.",
     "cohort": "Number of devices that were asked to contribute.",
+    "command": "Name of the command.",
+    "arguments": "Arguments of the command, as JSON.",
+    "user": "Unix user that gave the command.",
     "contributions": "Number of updates that were kept.",
     "count": "Number of files.",
     "damaged": "Cached features that were damaged on disk and are computed again; left out if there "

@@ -346,7 +346,7 @@ def narrow(
 def test_a_run_ends_over_a_broker_that_takes_little(narrow: Site) -> None:
     fleet = narrow.write_fleet(devices=1, rounds=2)
     agent = narrow.write_agent("north")
-    serve = narrow.start("serve", fleet, "--json", log="serve")
+    serve = narrow.start("serve", "--once", fleet, "--json", log="serve")
     device = narrow.start("agent", agent, "--once", "--json", log="north")
     assert serve.wait(system.DEADLINE_S) == 0, narrow.text("serve")
     assert device.wait(system.DEADLINE_S) == 0, narrow.text("north")

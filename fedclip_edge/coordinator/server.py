@@ -1,0 +1,229 @@
+"""The runs of a serving process, one after the other, on one link.
+
+Laws:
+- When a run is over, its coordinator stays: it answers hellos and sends the last model. The next
+  run has an epoch of its own, on the same link and with the same incarnation. The link's will names
+  that incarnation, so devices still believe it.
+- A new run is in the journal before anything about it is sent. After a kill at any moment, the
+  process that starts next serves either the run that is over or the new one.
+- Each run begins with the settings that are in fleet.toml then: [plan], [rules] and the bundle. An
+  error in them starts no run, and the process serves on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from fedclip_edge import log
+from fedclip_edge.config import FleetConfig
+from fedclip_edge.coordinator.coordinator import Coordinator
+from fedclip_edge.coordinator.journal import Journal
+from fedclip_edge.coordinator.journal_tables import ZERO_SHOT, Course, Run
+from fedclip_edge.coordinator.publisher import Publisher
+from fedclip_edge.coordinator.resume import resume_coordinator
+from fedclip_edge.coordinator.run_choice import next_run
+from fedclip_edge.coordinator.run_schedule import cause_to_start, count_new, due_at
+from fedclip_edge.coordinator.run_state import open_run_state
+from fedclip_edge.errors import BundleError, ConfigError
+from fedclip_edge.learning.schedule import Schedule, exchanges
+from fedclip_edge.pki.registry import Registry
+from fedclip_edge.protocol.signing import Identity
+from fedclip_edge.transport.base import Connected, Transport
+from fedclip_edge.vision.bundle import Bundle, read_bundle
+
+_LOOKS_S = 1.0  # between two looks at the schedule
+
+
+@dataclass(frozen=True, eq=False)
+class Claim:
+    """The claim of this process on the fleet: its link, its incarnation and its epoch."""
+
+    link: Transport
+    incarnation: str
+    epoch: int
+
+
+@dataclass(eq=False)
+class Server:
+    """The serving process; `open_server` makes it. All methods are for the main thread."""
+
+    config: FleetConfig
+    journal: Journal
+    coordinator: Coordinator  # of the newest run; it stays when the run is over
+    load: Callable[[], FleetConfig]  # reads fleet.toml as it is now
+    invited: frozenset[str] = frozenset()
+    _looked_at: float = 0.0
+    _not_started: str = ""  # why a run that was due did not start
+    _ended: str = ""  # the run whose end is in the log
+    _waits: str = ""  # the run after which the log says what the next one waits for
+
+    @property
+    def run(self) -> Run:
+        """The newest run."""
+        return self.coordinator.run_state.run
+
+    @property
+    def course(self) -> Course:
+        """The course of the newest run so far."""
+        return self.journal.course(self.run.id)
+
+    @property
+    def new_pictures(self) -> int:
+        """Labelled pictures that the fleet has got since its devices joined the newest run."""
+        before = self.journal.pictures(self.run.id)
+        now = {d: n for d, n in self.coordinator.devices.pictures.items() if d in before}
+        return count_new(before, now)
+
+    def prepare_run(self, *, by: str, start: str) -> Callable[[float], Run]:
+        """Check that a run can start; the function that is returned starts it at `now`.
+
+        `start` is "zero-shot", "last" or the id of a run (`next_run`). Raises ConfigError or
+        BundleError if fleet.toml or the bundle cannot be used as they are now, ConfigError if there
+        is no such model, JournalError on a disk error.
+        """
+        config, bundle = self._settings()
+        dim, encoder_id = bundle.manifest.dim, bundle.manifest.encoder_id
+        chosen = next_run(config, bundle.classes, dim, encoder_id, self.journal, by=by, start=start)
+
+        def begin(now: float) -> Run:
+            run = chosen.begin()
+            before, ours = self.coordinator, self.coordinator.publisher
+            epoch = self.journal.next_epoch(above=ours.epoch)
+            claim = Claim(ours.transport, ours.incarnation, epoch)
+            following = coordinate(
+                config,
+                run,
+                self.journal,
+                bundle,
+                claim,
+                ours.identity,
+                now,
+                invited=self.invited,
+                registry=before.admission.registry,
+            )
+            following.follow(before)
+            # A device says hello when the coordinator comes online after it was offline.
+            before.say_goodbye()
+            self.config, self.coordinator = config, following
+            self.open(now)
+            return run
+
+        return begin
+
+    def open(self, now: float) -> None:
+        """Announce the newest run; `now` is monotonic, in seconds."""
+        serving = self.coordinator
+        serving.count_enrolled()
+        serving.handle_event(Connected(), now)
+        serving.publisher.transport.resubscribe()  # for the retained states of devices
+        course = self.course
+        log.event(
+            "serving",
+            fleet=self.config.fleet,
+            run=self.run.id,
+            epoch=serving.epoch,
+            rounds_closed=self.journal.rounds_closed(self.run.id),
+            rounds=exchanges(self.run.plan),
+            waiting_for=None if course.is_over else serving.rounds.rules.devices,
+            started_from=course.started_from,
+            paused=course.paused or None,
+            over=course.is_over or None,
+        )
+        if course.is_over:
+            self._ended = self.run.id  # before this process started
+
+    def end_run(self) -> None:
+        """Log the end of the run, once."""
+        if not self.coordinator.finished or self._ended == self.run.id:
+            return
+        self._ended = self.run.id
+        log.event(
+            "run_done",
+            run=self.run.id,
+            rounds=self.journal.rounds_closed(self.run.id),
+            refused_messages=self.coordinator.refused_messages.total(),
+        )
+
+    def start_if_due(self, now: float) -> None:
+        """Start the next run when it is due; `now` is monotonic, in seconds.
+
+        Raises JournalError and RunError as the coordinator does.
+        """
+        if now - self._looked_at < _LOOKS_S:
+            return
+        self._looked_at = now
+        course, schedule = self.course, self.config.schedule
+        if not (course.is_over or course.state == "held"):
+            return
+        if self._waits != self.run.id:
+            self._waits = self.run.id
+            self._log_next(course)
+        cause = cause_to_start(schedule, course.started_at, self.new_pictures, time.time())
+        if cause is None:
+            return
+        start = schedule.model if self.journal.has_done_run() else ZERO_SHOT
+        try:
+            begin = self.prepare_run(by=cause, start=start)
+        except (ConfigError, BundleError) as error:
+            if self._not_started != str(error):
+                self._not_started = str(error)
+                log.event("run_not_started", cause=cause, reason=str(error))
+            return
+        self._not_started = ""
+        begin(now)
+
+    def _log_next(self, course: Course) -> None:
+        schedule = self.config.schedule
+        due = due_at(schedule, course.started_at)
+        at = None if due is None else datetime.fromtimestamp(due).astimezone()
+        log.event(
+            "between_runs",
+            run=self.run.id,
+            next_at=None if at is None else at.isoformat(timespec="seconds"),
+            new_pictures=schedule.new_pictures,
+            hint=None if schedule.starts_runs else "`fedclip-edge run start` starts the next run",
+        )
+
+    def _settings(self) -> tuple[FleetConfig, Bundle]:
+        """The settings of a new run; what belongs to the process stays as it is."""
+        loaded = self.load()
+        config = replace(
+            self.config,
+            bundle=loaded.bundle,
+            rules=loaded.rules,
+            plan=loaded.plan,
+            schedule=loaded.schedule,
+        )
+        return config, read_bundle(config.bundle)
+
+
+def coordinate(
+    config: FleetConfig,
+    run: Run,
+    journal: Journal,
+    bundle: Bundle,
+    claim: Claim,
+    identity: Identity,
+    now: float,
+    *,
+    invited: frozenset[str],
+    registry: Registry | None,
+) -> Coordinator:
+    """Make the coordinator of a run in the journal; raises JournalError if it cannot be read.
+
+    `now` is monotonic, in seconds.
+    """
+    schedule = Schedule(run.plan, bundle.classes, bundle.manifest.dim)
+    state = open_run_state(run, journal, schedule)
+    return resume_coordinator(
+        config,
+        state,
+        Publisher(config, state, identity, claim.link, claim.incarnation, claim.epoch),
+        now,
+        invited=invited,
+        registry=registry,
+        class_names=bundle.classes.names,
+    )
