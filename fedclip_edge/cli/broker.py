@@ -132,6 +132,33 @@ for fleet.toml  fleet = "{fleet}"
     )
 
 
+@broker.command()
+@click.argument("folder", type=click.Path(path_type=Path), default="site")
+def rotate(folder: Path) -> None:
+    """Give the coordinator a new key.
+
+    The earlier key signs that the new one follows it, so devices accept the new one without a
+    visit. The certificate of the earlier key is revoked. Do this on a day of your choice, or when
+    somebody who had the key leaves.
+
+    FOLDER is the one that `broker init` created, by default `site`.
+    """
+    from fedclip_edge.cli import revocation_check
+    from fedclip_edge.pki import rotation
+    from fedclip_edge.pki.site import Folder
+
+    site = Folder(folder.absolute())
+    made = rotation.rotate_coordinator(site)
+    what = "the certificates of the earlier key"
+    said = revocation_check.broker_line(site, made.probe, made.done, what)
+    click.echo(
+        f"{made.done}: {made.key[:16]}...\n"
+        f"broker       {said}\n"
+        f"coordinator  if `serve` uses a copy of {site.coordinator}, replace the copy; then restart\n"
+        "             `serve`: until then it works with the earlier key, and cannot connect again"
+    )
+
+
 def _how_to_run(files: Path, home: Path | None) -> str:
     """The command for the broker, and those that let the user `mosquitto` read its files."""
     import os

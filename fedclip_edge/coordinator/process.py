@@ -103,6 +103,7 @@ def serve(
             config, bundle.classes, dim, encoder_id, journal, new_run=new_run, once=once
         )
         me = signing.load_identity(config.broker.key, config.journal.with_suffix(".key"))
+        _check_own_key(config, enrolled, me)
         claim = _claim(config, chosen.run, journal, me, take_over=take_over)
         closing.callback(claim.link.close)
         run = chosen.begin()
@@ -217,6 +218,21 @@ def _read_registry(config: FleetConfig) -> registry.Registry | None:
             f"{config.fleet!r}; correct 'fleet' or 'registry' in fleet.toml"
         )
     return enrolled
+
+
+def _check_own_key(
+    config: FleetConfig, enrolled: registry.Registry | None, me: signing.Identity
+) -> None:
+    """Raise ConfigError if the registry names another key for the coordinator.
+
+    Devices would refuse every message, and say only that a signature is wrong.
+    """
+    if enrolled is not None and config.broker.key is not None and enrolled.coordinator != me.key:
+        raise ConfigError(
+            f"{config.broker.key} is not the key that {config.registry} names for the coordinator; "
+            "copy coordinator.key, coordinator.crt and devices.json together from the operator's "
+            "folder, or run `fedclip-edge broker rotate` there again if it was interrupted"
+        )
 
 
 def _changed_at(config: FleetConfig) -> int:

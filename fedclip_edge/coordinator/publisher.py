@@ -11,6 +11,7 @@ from fedclip_edge.coordinator.distribution import WantedChunks
 from fedclip_edge.coordinator.round_state import RoundState
 from fedclip_edge.coordinator.run_state import RunState
 from fedclip_edge.protocol import chunks, wire
+from fedclip_edge.protocol.hand_over import HandOver
 from fedclip_edge.protocol.messages import MAX_DEVICES, Blob, CoordinatorState, Manifest, Message
 from fedclip_edge.protocol.signing import Identity
 from fedclip_edge.protocol.topics import Topics
@@ -38,6 +39,7 @@ class Publisher:
     transport: Transport
     incarnation: str
     epoch: int  # raised if a device knows a higher one
+    hand_overs: tuple[HandOver, ...] = ()  # from earlier keys of the coordinator
     _broadcast: str = ""  # version of the model last sent to all devices
     _wanted: WantedChunks | None = None  # of the model, on its own topic
 
@@ -47,7 +49,9 @@ class Publisher:
 
     def state(self, *, online: bool) -> CoordinatorState:
         run = self.run_state.run.id
-        return CoordinatorState(self.incarnation, self.epoch, run, online, self.identity.key)
+        return CoordinatorState(
+            self.incarnation, self.epoch, run, online, self.identity.key, self.hand_overs
+        )
 
     def publish_state(self, *, online: bool) -> None:
         """Publish the coordinator's state to all devices, retained."""

@@ -221,7 +221,15 @@ def coordinate(
     return resume_coordinator(
         config,
         state,
-        Publisher(config, state, identity, claim.link, claim.incarnation, claim.epoch),
+        Publisher(
+            config,
+            state,
+            identity,
+            claim.link,
+            claim.incarnation,
+            claim.epoch,
+            () if registry is None else registry.hand_overs,
+        ),
         now,
         invited=invited,
         registry=registry,

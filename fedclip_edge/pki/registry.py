@@ -17,6 +17,7 @@ from pathlib import Path
 
 from fedclip_edge.config import read_table
 from fedclip_edge.errors import ConfigError
+from fedclip_edge.protocol.hand_over import HandOver
 from fedclip_edge.records import check_id, check_sha256
 from fedclip_edge.storage import atomic
 from fedclip_edge.storage.text_file import read_json
@@ -54,6 +55,8 @@ class Registry:
     coordinator: str  # the coordinator's public key, 64 hex digits
     reload: str = ""  # the command that makes the broker read its files again
     devices: Mapping[str, Device] = field(default_factory=dict)
+    hand_overs: tuple[HandOver, ...] = ()  # from earlier keys of the coordinator, oldest first
+    retired: tuple[str, ...] = ()  # serial numbers of the certificates of those keys, hex
 
     def __post_init__(self) -> None:
         check_id(self.fleet, "fleet")
@@ -69,6 +72,12 @@ class Registry:
         if known.key != key:
             return "its key is not the one that it was enrolled with"
         return None
+
+    @property
+    def dead_serials(self) -> tuple[str, ...]:
+        """Serial numbers of all certificates that no broker may accept, hex."""
+        devices = (serial for device in self.devices.values() for serial in device.dead_serials)
+        return (*self.retired, *devices)
 
     @property
     def revoked(self) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
+from fedclip_edge.protocol.hand_over import MAX_HAND_OVERS, HandOver
 from fedclip_edge.protocol.report import Report
 from fedclip_edge.records import (
     COUNT_MAX,
@@ -132,8 +133,12 @@ class CoordinatorState:
     run: str
     online: bool
     key: str
+    # From earlier keys, oldest first: a device that knows one of them accepts `key`.
+    hand_overs: tuple[HandOver, ...] = ()
 
     def __post_init__(self) -> None:
+        if len(self.hand_overs) > MAX_HAND_OVERS:
+            raise ValueError(f"hand_overs: at most {MAX_HAND_OVERS}, got {len(self.hand_overs)}")
         _check_text(self.boot, "boot")
         check_id(self.run, "run")
         check_sha256(self.key, "key")

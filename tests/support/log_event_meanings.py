@@ -106,6 +106,10 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             f"once, and every {REPEAT_S / 3600:g} h for the same reason.",
             "The reason names the remedy, such as copying the bundle.",
         ),
+        "coordinator_key_replaced": Event(
+            "The coordinator has a new key, which its earlier key names in a signed statement. The "
+            "device accepts only the new one from now on, also after a restart.",
+        ),
         "torch_loaded": Event("PyTorch is loaded, before the device first trains by gradients."),
         "trained": Event(
             "An update for the open round is computed and offered to the coordinator."
@@ -325,6 +329,7 @@ FIELDS: Mapping[str, str] = {
     "error. `zero_shot_all`, at the end, is the zero-shot accuracy on all pictures.",
     "again_s": "Seconds until the next attempt to connect.",
     "broker": "Host and port of the broker.",
+    "before": "First digits of the coordinator's earlier key.",
     "bundle": "Folder of the bundle.",
     "byzantine": "Number of updates that are assumed to be arbitrary.",
     "cached": "Pictures whose features were in the cache.",
@@ -362,6 +367,7 @@ FIELDS: Mapping[str, str] = {
     "l2": "Strength of the shrinkage (lambda).",
     "norm": "L2 norm of the update, divided by its weight.",
     "weight": "Weight of the update in the mean.",
+    "key": "First digits of the coordinator's key.",
     "left_s": "Seconds that it still takes at this rate.",
     "line": "The line as it was written.",
     "left_out": "True if the device no longer counts.",
