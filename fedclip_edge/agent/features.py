@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fedclip_edge import log
 from fedclip_edge.config import AgentConfig
 from fedclip_edge.errors import DataError
+from fedclip_edge.processes.systemd import SYSTEMD
 from fedclip_edge.records import Features
 from fedclip_edge.vision.bundle import Bundle
 from fedclip_edge.vision.cache import FeatureCache
@@ -16,6 +17,7 @@ from fedclip_edge.vision.datasets import Picture, Split, read_folder, split
 from fedclip_edge.vision.embedding import Embedded, Progress, embed_pictures
 from fedclip_edge.vision.lazy_encoder import LazyEncoder
 from fedclip_edge.vision.picture_files import LeftOut, Skipped, examples
+from fedclip_edge.vision.picture_index import PictureIndex
 
 CACHE = "features.sqlite"  # in state_dir
 
@@ -35,18 +37,30 @@ class DeviceFeatures:
     encoded: int  # distinct pictures that were encoded, not read from the cache
     skipped: int  # pictures, and folders of pictures, that could not be read
     encode_s: float  # seconds for all sides, including reads from the cache
+    pictures: tuple[Picture, ...] = ()  # of all sides, as they were found in the folder
 
 
 def prepare_features(
-    config: AgentConfig, bundle: Bundle, progress: Progress | None
+    config: AgentConfig,
+    bundle: Bundle,
+    progress: Progress | None,
+    index: PictureIndex | None = None,
+    before: DeviceFeatures | None = None,
 ) -> DeviceFeatures:
     """Compute the device's features, or read them from its cache.
+
+    With `index`, a file that has not changed is not read. If the folder still has the pictures of
+    `before`, that is returned.
 
     `progress` is called after each batch with two counts of distinct pictures: those with features
     so far, and all. Raises DataError if the picture folder or the cache cannot be used, or if a
     role of the device has no pictures; errors of the encoder are passed on.
     """
-    dataset = read_folder(config.data.folder, bundle.classes.names)
+    index = index or PictureIndex()
+    dataset = read_folder(config.data.folder, bundle.classes.names, index.hash_of)
+    index.forget_others()
+    if before is not None and dataset.pictures == before.pictures:
+        return before
     sides = split(dataset, config.data)
     began = time.monotonic()
     embedded, damaged = _embed_sides(config, bundle, sides, progress)
@@ -76,6 +90,7 @@ def prepare_features(
         encoded=encoded,
         skipped=len(left_out.skipped),
         encode_s=encode_s,
+        pictures=dataset.pictures,
     )
 
 
@@ -122,6 +137,8 @@ class _Overall:
     def tell(self, done: int, missing: int) -> None:
         self._told = self.reached - missing + done
         self.progress(self._told, self.total)
+        SYSTEMD.status(f"encodes its pictures: {self._told} of {self.total} done")
+        SYSTEMD.turn()
 
     def end(self) -> None:
         """Tell the end, if there was a beginning and the last sides were in the cache."""

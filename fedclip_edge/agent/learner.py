@@ -13,7 +13,7 @@ class Learner(Protocol):
     """Training, evaluation and reports over the features of one device."""
 
     def capabilities(self) -> Capabilities:
-        """Capabilities of the device, which do not change while its process runs.
+        """Capabilities of the device with the pictures that it has now.
 
         Raises ConfigError if agent.toml allows a method that does not exist.
         """

@@ -1,6 +1,7 @@
 """The process of `fedclip-edge agent`: a device with its pictures, files, broker and clock.
 
-It computes the features first; then it trains and evaluates as the rounds require. Only messages of
+It computes the features first; then it trains and evaluates as the rounds require, and reads its
+folder again from time to time (`rescan.py`). Only messages of
 the link and the session leave the device: control messages, contributions, accuracies. Pictures,
 features and predictions stay on the device.
 """
@@ -18,13 +19,13 @@ from fedclip_edge import log
 from fedclip_edge.agent.encoding_link import EncodingLink
 from fedclip_edge.agent.features import prepare_features
 from fedclip_edge.agent.publisher import retained, will
+from fedclip_edge.agent.rescan import Rescan
 from fedclip_edge.agent.session import Session, start_session
 from fedclip_edge.agent.state_db import open_state_db
 from fedclip_edge.agent.trainer import LocalTrainer, allowed_methods
 from fedclip_edge.config import AgentConfig
 from fedclip_edge.errors import ConfigError, DiskError, RefusedError
 from fedclip_edge.learning import methods
-from fedclip_edge.learning.schedule import exchanges
 from fedclip_edge.pki.expiry import Expiry
 from fedclip_edge.pki.own_certificate import check_own_certificate
 from fedclip_edge.processes.systemd import SYSTEMD
@@ -36,6 +37,7 @@ from fedclip_edge.transport.mqtt import PahoTransport
 from fedclip_edge.vision.bundle import read_bundle
 from fedclip_edge.vision.bundle_warnings import bundle_warnings
 from fedclip_edge.vision.embedding import Progress
+from fedclip_edge.vision.picture_index import PictureIndex
 
 _TICK_S = 0.2
 _EVENTS_AT_ONCE = 256
@@ -78,18 +80,19 @@ def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) ->
         )
         try:
             SYSTEMD.ready()  # encoding may take hours
-            told = _all(early.tell, _tell_systemd, progress)
-            data = prepare_features(config, bundle, told)
+            index = PictureIndex()
+            data = prepare_features(config, bundle, _both(early.tell, progress), index)
             link = early.connect(Topics(config.fleet).for_device(config.id))
+            trainer = LocalTrainer(
+                config, bundle.classes, bundle.manifest.dim, data, link.traffic, _load_torch
+            )
             session = start_session(
                 config=config,
                 incarnation=incarnation,
                 encoder_id=bundle.manifest.encoder_id,
                 classes_digest=bundle.classes.digest,
                 class_names=bundle.classes.names,
-                learner=LocalTrainer(
-                    config, bundle.classes, bundle.manifest.dim, data, link.traffic, _load_torch
-                ),
+                learner=trainer,
                 identity=identity,
                 transport=link,
                 state_db=state_db,
@@ -102,23 +105,20 @@ def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) ->
             renew = (
                 f"run `fedclip-edge renew {config.id}`, copy its file here and restart the agent"
             )
-            loop(session, once=once, expiry=Expiry(config.broker.certificate, renew))
+            expiry = Expiry(config.broker.certificate, renew)
+            rescan = Rescan(config, bundle, trainer, index, time.monotonic())
+            loop(session, once=once, expiry=expiry, rescan=rescan)
         finally:
             early.close()
 
 
-def _all(*progress: Progress | None) -> Progress:
+def _both(one: Progress, other: Progress | None) -> Progress:
     def tell(done: int, total: int) -> None:
-        for one in progress:
-            if one is not None:
-                one(done, total)
+        one(done, total)
+        if other is not None:
+            other(done, total)
 
     return tell
-
-
-def _tell_systemd(done: int, total: int) -> None:
-    SYSTEMD.status(f"encodes its pictures: {done} of {total} done")
-    SYSTEMD.turn()
 
 
 def _status(session: Session) -> str:
@@ -130,10 +130,9 @@ def _status(session: Session) -> str:
         return f"takes no part in the run: {session.standby.reason}"
     if manifest is None or not session.handshake.is_answered:
         return "waits for the coordinator"
-    return (
-        f"{manifest.run}: round {manifest.exchange.number} of {exchanges(manifest.plan)} "
-        f"({manifest.phase})"
-    )
+    if manifest.phase == "done":
+        return f"{manifest.run}: over"
+    return f"{manifest.run}: round {manifest.exchange.number} ({manifest.phase})"
 
 
 def _check_torch(config: AgentConfig) -> None:
@@ -169,7 +168,9 @@ def _make_state_dir(folder: Path) -> None:
         ) from error
 
 
-def loop(session: Session, *, once: bool, expiry: Expiry | None = None) -> None:
+def loop(
+    session: Session, *, once: bool, expiry: Expiry | None = None, rescan: Rescan | None = None
+) -> None:
     """Handle pending events, do one piece of work, and repeat; with `once`, return after one run.
 
     Without `once`, a device that the coordinator refuses in its run waits for another run. With
@@ -186,6 +187,8 @@ def loop(session: Session, *, once: bool, expiry: Expiry | None = None) -> None:
             session.handle_event(event, time.monotonic())
             handled += 1
             event = session.transport.next_event(0) if handled < _EVENTS_AT_ONCE else None
+        if rescan is not None:
+            rescan.look(session, time.monotonic())
         worked = session.act(time.monotonic())
         if once and session.standby.reason:
             raise RefusedError(

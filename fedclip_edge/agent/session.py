@@ -73,6 +73,16 @@ class Session:
         """Tell the coordinator that this device is going offline."""
         self.publisher.publish_state(online=False)
 
+    def renew_capabilities(self, now: float) -> None:
+        """Say hello with what the learner can do now; `now` is monotonic, in seconds.
+
+        Raises the errors of `learner.capabilities`.
+        """
+        self.publisher.capabilities = self.learner.capabilities()
+        if self.handshake.is_connected:
+            self.handshake.reset()
+            self._send_hello(now)
+
     def handle_event(self, event: Event, now: float) -> None:
         """Handle one event of the link, and send the answers that need no training or evaluation.
 

@@ -73,6 +73,10 @@ class LocalTrainer:
     _shared: Shared | None = None  # for the floor of the last plan
     _scheduled: Schedule | None = None  # of the last plan
 
+    def use(self, data: DeviceFeatures) -> None:
+        """Train and evaluate on other features from now on."""
+        self.data, self._shared = data, None
+
     def capabilities(self) -> Capabilities:
         """Find the device's capabilities, and log pictures that are withheld from all plans.
 

@@ -11,7 +11,7 @@ Laws:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from fedclip_edge.vision.picture_files import (
     find_pictures,
     unreadable,
 )
-from fedclip_edge.vision.pictures import picture_hash
+from fedclip_edge.vision.picture_index import hash_file
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,12 @@ class Split:
     classes_without_test: tuple[str, ...]  # classes with pictures, but without a test picture
 
 
-def read_folder(folder: Path, classes: Sequence[str]) -> Dataset:
-    """List the pictures in `folder`/CLASS/, at any depth; each is read once, to hash it.
+def read_folder(
+    folder: Path, classes: Sequence[str], hash_of: Callable[[Path], str] = hash_file
+) -> Dataset:
+    """List the pictures in `folder`/CLASS/, at any depth, with their hashes.
+
+    `hash_of` gives the hash of a file; the default reads it.
 
     A label is the index of CLASS in `classes`; names are compared in Unicode form NFC. Everything
     else is in `left_out`, also folders that are not named after a class, and class folders without
@@ -80,7 +84,7 @@ def read_folder(folder: Path, classes: Sequence[str]) -> Dataset:
             empty.append(Skipped(entry, f"it has no picture ({', '.join(sorted(EXTENSIONS))})"))
         for path, _ in inside.pictures:
             try:
-                pictures.append(Picture(path, label, picture_hash(path.read_bytes())))
+                pictures.append(Picture(path, label, hash_of(path)))
             except OSError as error:
                 skipped.append(Skipped(path, unreadable(error)))
     left_out += LeftOut(skipped=tuple(skipped), unused=tuple(empty))

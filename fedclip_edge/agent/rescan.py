@@ -1,0 +1,92 @@
+"""Repeated reading of a device's picture folder while its agent runs.
+
+Laws:
+- The folder is read again when a run opens, before the device trains in it, and every RESCAN_S
+  while no round is open. So every run uses the pictures that exist when it opens.
+- If the pictures have changed, the device says hello again: its capabilities name their numbers.
+- A folder that is missing, or has no picture left, is taken for a share that is not mounted: the
+  device goes on with the pictures that it knows, and says so once.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from fedclip_edge import log
+from fedclip_edge.agent.features import DeviceFeatures, prepare_features
+from fedclip_edge.agent.session import Session
+from fedclip_edge.agent.trainer import LocalTrainer
+from fedclip_edge.config import AgentConfig
+from fedclip_edge.errors import DataError
+from fedclip_edge.vision.bundle import Bundle
+from fedclip_edge.vision.picture_index import PictureIndex
+
+RESCAN_S = 60.0
+_AWAY_S = 10.0  # encoding that takes longer is not waited for: the device counts as offline
+
+
+@dataclass(eq=False)
+class Rescan:
+    """The rescans of one device; `now` is monotonic, in seconds."""
+
+    config: AgentConfig
+    bundle: Bundle
+    trainer: LocalTrainer
+    index: PictureIndex
+    read_at: float  # time of the last reading
+    _run: str = ""  # the last run for which the folder was read
+    _unread: str = ""  # why the folder could not be read
+
+    def look(self, session: Session, now: float) -> None:
+        """Read the folder again if that is due; errors of the encoder are passed on."""
+        manifest = session.trust.manifest
+        run = "" if manifest is None else manifest.run
+        is_new = run != self._run
+        is_busy = manifest is not None and manifest.phase in ("open", "final")
+        if not is_new and (is_busy or now - self.read_at < RESCAN_S):
+            return
+        self._run, self.read_at = run, now
+        reading = _Reading(session)
+        try:
+            data = prepare_features(
+                self.config, self.bundle, reading.tell, self.index, self.trainer.data
+            )
+        except DataError as error:
+            if str(error) != self._unread:
+                self._unread = str(error)
+                log.event("pictures_not_read", reason=str(error))
+            data = self.trainer.data
+        else:
+            self._unread = ""
+        if reading.is_away:
+            session.publisher.publish_state(online=True)
+        if data is not self.trainer.data:
+            _log_change(self.trainer.data, data)
+            self.trainer.use(data)
+        elif not reading.is_away:
+            return
+        session.renew_capabilities(time.monotonic())
+
+
+@dataclass(eq=False)
+class _Reading:
+    """One reading of the folder; the device goes offline if it has to encode for long."""
+
+    session: Session
+    is_away: bool = False
+
+    def __post_init__(self) -> None:
+        self._began = time.monotonic()
+
+    def tell(self, done: int, total: int) -> None:
+        if not self.is_away and time.monotonic() - self._began >= _AWAY_S and done < total:
+            self.is_away = True
+            log.event("encoding_new_pictures", done=done, total=total)
+            self.session.say_goodbye()
+
+
+def _log_change(before: DeviceFeatures, after: DeviceFeatures) -> None:
+    known = {picture.hash for picture in before.pictures}
+    found = {picture.hash for picture in after.pictures}
+    log.event("pictures_changed", added=len(found - known), removed=len(known - found))

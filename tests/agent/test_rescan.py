@@ -1,0 +1,115 @@
+"""Pictures that come and go while an agent runs, with real files and the real encoder."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import system
+
+from fedclip_edge.agent.features import prepare_features
+from fedclip_edge.agent.rescan import RESCAN_S, Rescan
+from fedclip_edge.agent.session import Session
+from fedclip_edge.agent.trainer import LocalTrainer
+from fedclip_edge.config import AgentConfig, DataConfig
+from fedclip_edge.vision.bundle import Bundle
+from fedclip_edge.vision.picture_index import PictureIndex
+
+
+@dataclass
+class Box:
+    """A device, with a session that only records what the rescan asks of it."""
+
+    folder: Path
+    bundle: Bundle
+    hellos: list[int] = field(default_factory=list)
+    manifest: Any = None
+
+    def __post_init__(self) -> None:
+        system.write_pictures(self.folder, self.bundle.classes.names, 6, seed=1)
+        config = AgentConfig(
+            "cam-a", "lab", self.folder, DataConfig(self.folder), self.folder.parent / "state"
+        )
+        config.state_dir.mkdir()
+        index = PictureIndex()
+        data = prepare_features(config, self.bundle, None, index)
+        self.trainer = LocalTrainer(
+            config, self.bundle.classes, self.bundle.manifest.dim, data, lambda: None
+        )
+        self.rescan = Rescan(config, self.bundle, self.trainer, index, 0.0)
+
+    @property
+    def pictures(self) -> int:
+        return self.trainer.capabilities().pictures.labelled
+
+    def look(self, now: float, run: str, phase: str) -> None:
+        self.manifest = SimpleNamespace(run=run, phase=phase)
+        session = SimpleNamespace(
+            trust=SimpleNamespace(manifest=self.manifest),
+            renew_capabilities=lambda _: self.hellos.append(self.pictures),
+        )
+        self.rescan.look(cast("Session", session), now)
+
+    def add(self, count: int) -> None:
+        more = self.folder.parent / "more"
+        system.write_pictures(more, self.bundle.classes.names[:1], count, seed=7)
+        for path in (more / self.bundle.classes.names[0]).iterdir():
+            shutil.copy(path, self.folder / self.bundle.classes.names[0] / f"new-{path.name}")
+
+
+@pytest.fixture
+def box(tmp_path: Path, random_bundle: Bundle) -> Box:
+    return Box(tmp_path / "pictures", random_bundle)
+
+
+def test_pictures_are_read_again_when_a_run_opens(box: Box) -> None:
+    before = box.pictures
+    box.look(1, "run-1", "open")
+    assert box.hellos == []  # nothing has changed
+    box.add(4)
+    box.look(2 * RESCAN_S, "run-1", "open")
+    assert box.pictures == before  # not while a round is open
+    box.look(2 * RESCAN_S + 1, "run-2", "gathering")
+    assert box.hellos == [before + 4]
+
+
+def test_pictures_are_read_again_between_runs_after_a_while(box: Box) -> None:
+    box.look(1, "run-1", "done")
+    box.add(2)
+    before = box.pictures
+    box.look(RESCAN_S / 2, "run-1", "done")
+    assert box.hellos == []
+    box.look(RESCAN_S + 1, "run-1", "done")
+    assert box.hellos == [before + 2]
+
+
+def test_deleted_pictures_leave_the_training(box: Box) -> None:
+    before = box.pictures
+    next((box.folder / box.bundle.classes.names[0]).iterdir()).unlink()
+    box.look(1, "run-1", "open")
+    assert box.hellos == [before - 1]
+    deleted = {p.path for p in box.trainer.data.test_pictures if not p.path.exists()}
+    assert not deleted
+
+
+@pytest.mark.parametrize("how", ["missing", "empty"])
+def test_a_share_that_is_not_mounted_keeps_the_pictures_and_is_said_once(
+    box: Box, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = box.pictures
+    away = box.folder.rename(box.folder.with_name("away"))
+    if how == "empty":
+        box.folder.mkdir()
+    for number in (1, 2):
+        box.look(number, f"run-{number}", "open")
+    assert (box.pictures, box.hellos) == (before, [])
+    assert capsys.readouterr().out.count("pictures_not_read") == 1
+    shutil.rmtree(box.folder, ignore_errors=True)
+    away.rename(box.folder)
+    box.add(1)
+    box.look(3, "run-3", "open")
+    assert box.hellos == [before + 1]
