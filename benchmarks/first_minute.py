@@ -40,26 +40,25 @@ def starts(repeat: int) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def demos(rounds: int) -> dict[str, float]:
+def demos() -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "demo-run"
-        command = [sys.executable, "-m", "fedclip_edge.cli.main", "demo"]
-        command += ["--rounds", str(rounds), "--out", str(out)]
+        command = [sys.executable, "-m", "fedclip_edge.cli.main", "demo", "--out", str(out)]
         measured = {}
         for run in ("first", "second"):
             measured[f"demo, {run} run"] = seconds(command)
             summary = json.loads((out / "summary.json").read_text())
-            measured[f"demo, {run} run: federation"] = summary["seconds"]["federation"]
+            for phase in ("federation", "baselines"):
+                measured[f"demo, {run} run: {phase}"] = summary["seconds"][phase]
         return measured
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeat", type=int, default=9)
-    parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    figures = {**starts(options.repeat), **demos(options.rounds)}
+    figures = {**starts(options.repeat), **demos()}
     cores, load = os.cpu_count(), os.getloadavg()[0]
     print(
         f"Python {platform.python_version()}, {platform.machine()}, {cores} cores, load {load:.1f}"
@@ -67,7 +66,7 @@ def main() -> None:
     for name, value in figures.items():
         print(f"{name:36} {value:8.3f} s")
     if options.json:
-        print(json.dumps({"cores": cores, "load": load, "rounds": options.rounds, **figures}))
+        print(json.dumps({"cores": cores, "load": load, **figures}))
 
 
 if __name__ == "__main__":

@@ -170,12 +170,12 @@ def main() -> int:
     checked = checks(its)
     text = tables(its)
     print(f"\naccuracy in % (points above zero-shot)\n\n{text}\n")
-    for text, kept in checked:
-        print(f"{'kept' if kept else 'MISSED'}: {text}")
+    for limit, kept in checked:
+        print(f"{'kept' if kept else 'MISSED'}: {limit}")
     if options.write:
         PAGE.write_text(put(PAGE.read_text(encoding="utf-8"), "curves", text), "utf-8")
     if options.json:
-        limits = [{"limit": text, "kept": kept} for text, kept in checked]
+        limits = [{"limit": limit, "kept": kept} for limit, kept in checked]
         print(json.dumps({"points": [asdict(one) for one in its], "limits": limits}))
     return 0 if all(kept for _, kept in checked) else 1
 

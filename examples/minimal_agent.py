@@ -313,8 +313,8 @@ class Agent:
         if manifest["exchange"]["kind"] == "vote":
             table = [self.candidates, TEMPERATURES]
             bins = [self.candidates, BINS]
-            zeros = {"pictures": [1], "correct": table[:1], "loss": table, "squares": table}
-            zeros |= {"known": bins, "removed": bins}
+            zeros = {"pictures": [1], "correct": table[:1], "differ": table[:1]}
+            zeros |= {"loss": table, "squares": table, "known": bins, "removed": bins}
             self.terms = {}
         for name, values in self.terms.items():
             lost = residual.get(name) or [0.0] * len(values)

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fedclip_edge.cli.progress import Bar, note
+from fedclip_edge.cli.progress import Bar, note, progress_bar
 
 if TYPE_CHECKING:
+    from fedclip_edge.demo.baselines import Baselines
     from fedclip_edge.demo.federation import Started
+    from fedclip_edge.demo.stage import Stage
     from fedclip_edge.records import Scalar
 
 _FOLDER = click.Path(path_type=Path)
@@ -48,7 +50,8 @@ _FOLDER = click.Path(path_type=Path)
 @click.option(
     "--rounds",
     type=click.IntRange(1, 100_000),
-    help="Number of training rounds. [default: 1 for a method that trains in one round, else 30]",
+    help="Number of training rounds, also those of FedCLIP to compare with. [default: the "
+    "method's own number, such as 11 for auto, 30 for fedclip and 1 for gda]",
 )
 @click.option(
     "--seed",
@@ -66,9 +69,9 @@ _FOLDER = click.Path(path_type=Path)
 )
 @click.option(
     "--method",
-    default="fedclip",
+    default="auto",
     show_default=True,
-    help="Training method of the fleet, such as fedclip, gda or ridge.",
+    help="Training method of the fleet, such as auto, fedclip, gda or ridge.",
 )
 @click.option(
     "--option",
@@ -91,35 +94,35 @@ def demo(
     """Run a whole federation on this machine.
 
     It starts a broker, a coordinator and one device for each picture style (domain). One style is
-    held out: no device trains on it, and the fleet's model is tested on it. At the end the demo
-    prints a table and writes OUT/report.html and OUT/summary.json. Nothing is downloaded.
+    held out: no device trains on it, and the fleet's model is tested on it. To compare, the demo
+    also trains FedCLIP as published, and each device alone. At the end it prints a table and writes
+    OUT/report.html and OUT/summary.json. Nothing is downloaded.
     """
     import time
 
+    from fedclip_edge import log
     from fedclip_edge.demo import examples, federation, report, shared_features, stage, summary
     from fedclip_edge.errors import RunError
     from fedclip_edge.learning import methods
-    from fedclip_edge.learning.schedule import exchanges
-    from fedclip_edge.records import Plan
+    from fedclip_edge.learning.schedule import exchanges, has_vote
     from fedclip_edge.reporting.table import width_of
     from fedclip_edge.storage.lock import lock_file
     from fedclip_edge.vision.shared_cache import SharedCache, default_path
 
     began = time.monotonic()
-    parsed = _parse(options)
-    plan = methods.with_defaults(Plan(method, parsed, rounds=rounds or 0))
-    rounds = plan.rounds
+    log.mute()  # the events of this process would disturb the output
     settings = stage.Settings(
         out=out,
         data=data,
         bundle=bundle,
         hold_out=hold_out,
-        rounds=rounds,
+        rounds=rounds or 0,
         seed=seed,
         per_class=per_class,
         method=method,
-        options=parsed,
+        options=_parse(options),
     )
+    plan = settings.plan
     for line in stage.check(settings).lines():
         click.echo(line)
     out.mkdir(parents=True, exist_ok=True)
@@ -129,7 +132,7 @@ def demo(
         with SharedCache(default_path(), note) as known:
             shared_features.give(staged, known)
     prepared = time.monotonic()
-    live = _Live(staged.held_out.id, exchanges(plan))
+    live = _Live(staged.held_out.id, exchanges(plan), ends_with_vote=has_vote(plan))
     try:
         broker = federation.run(staged, live.started, live.happened)
     finally:
@@ -138,12 +141,15 @@ def demo(
     if data is not None:
         with SharedCache(default_path(), note) as known:
             shared_features.take(staged, known)
+    compared = _compare(staged)
+    done = time.monotonic()
     seconds = {
         "prepare": prepared - began,
         "federation": ended - prepared,
-        "total": ended - began,
+        "baselines": done - ended,
+        "total": done - began,
     }
-    figures = summary.summarise(staged, broker, seconds)
+    figures = summary.summarise(staged, broker, seconds, compared)
     predictions = {
         device.id: device.state_dir / "predictions.csv"
         for device in (*staged.devices, staged.held_out)
@@ -153,24 +159,38 @@ def demo(
     summary.write(out / "summary.json", figures)
     width = width_of(sys.stdout)
     click.echo(f"\n{summary.table(figures, width)}\n\n{summary.notes(figures, width)}\n")
-    if compared := report.compared_with_local(figures):
-        click.echo(f"{summary.filled(compared, width)}\n")
+    for sentence in report.comparison(figures):
+        click.echo(f"{summary.filled(sentence, width)}\n")
     personal = staged.devices[0].state_dir / "personal.safetensors"
     model = personal if methods.get(method).traits.is_personal else staged.journal
     chosen = ", ".join(f"{name}={value}" for name, value in figures["options"].items())
     click.echo(
         f"{figures['world']}; method {method} with {chosen or 'the default options'}; "
-        f"{figures['rounds_closed']} of {figures['rounds']} rounds closed; "
-        f"{seconds['total']:.0f} s in all, {seconds['federation']:.0f} s of them for the federation\n"
+        f"{summary.progress(figures)}; {seconds['total']:.0f} s in all, "
+        f"{seconds['federation']:.0f} s of them for the federation\n"
         f"report: {out / 'report.html'}   all figures: {out / 'summary.json'}\n"
         f"use the model: fedclip-edge predict --bundle {staged.bundle} --model {model} PICTURES"
     )
     lock.close()
     if figures["rounds_closed"] != figures["rounds"]:
         raise RunError(
-            f"only {figures['rounds_closed']} of {figures['rounds']} rounds closed; the logs in "
-            f"{out / 'logs'} show the reason"
+            f"the run ended after {summary.progress(figures)}; the logs in {out / 'logs'} show the "
+            "reason"
         )
+
+
+def _compare(staged: Stage) -> Baselines | None:
+    """Train the baselines; None, with a note, if that fails: the fleet's figures are there."""
+    from fedclip_edge.demo import baselines
+    from fedclip_edge.errors import FedclipError
+
+    click.echo("training FedCLIP as published, and each device alone, to compare")
+    try:
+        with progress_bar("rounds to compare with") as tell:
+            return baselines.train(staged, tell)
+    except FedclipError as error:
+        note(f"there is nothing to compare the fleet with: {error}")
+        return None
 
 
 def _parse(options: tuple[str, ...]) -> Mapping[str, Scalar]:
@@ -189,9 +209,10 @@ def _parse(options: tuple[str, ...]) -> Mapping[str, Scalar]:
 class _Live:
     """Progress while the fleet runs: a bar on a terminal, a line per step elsewhere."""
 
-    def __init__(self, held_out: str, rounds: int) -> None:
+    def __init__(self, held_out: str, exchanges: int, *, ends_with_vote: bool = False) -> None:
         self._held_out = held_out
-        self._rounds = rounds
+        self._exchanges = exchanges
+        self._rounds = exchanges - ends_with_vote
         self._accuracy = "not tested yet"
         self._bar = Bar(sys.stdout)
 
@@ -214,7 +235,11 @@ class _Live:
             kinds = f" ({event['kinds']})" if event["kinds"] else ""
             self._say(event, f"ignores files that are not pictures: {event['count']}{kinds}")
         elif event["event"] == "report" and event["device"] == self._held_out:
-            self._accuracy = f"{100 * event['federated']:.1f} % (round {event['round']})"
+            accuracy = f"{100 * event['federated']:.1f} %"
+            if event["round"] == self._exchanges:
+                last = "vote" if self._exchanges > self._rounds else "last round"
+                self._bar.say(f"held-out {self._held_out} {accuracy} after the {last}")
+            self._accuracy = f"{accuracy} (round {event['round']})"
         elif event["event"] == "round_closed":
             self._round(event["round"], event)
 
@@ -224,9 +249,10 @@ class _Live:
             f"held-out {self._held_out} {self._accuracy}"
         )
         if self._bar.is_drawn:
-            self._bar.show(closed, self._rounds, text)
+            self._bar.show(closed, self._exchanges, text)
         else:
-            click.echo(f"round {closed}/{self._rounds}: {text}")
+            what = f"round {closed}/{self._rounds}" if closed <= self._rounds else "the vote"
+            click.echo(f"{what}: {text}")
 
     def _say(self, event: Mapping[str, Any], text: str) -> None:
         """Print a line about a device."""

@@ -10,12 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from fedclip_edge.demo.examples import KINDS, Example, thumbnail
-from fedclip_edge.reporting.chart import NARROW_PX, WIDE_PX, Line, chart_layout
+from fedclip_edge.demo.summary import progress
+from fedclip_edge.reporting.chart import NARROW_PX, WIDE_PX, Chart, Line, chart_layout
 from fedclip_edge.reporting.figures import difference, number, percent, points, whole
 from fedclip_edge.reporting.page import write_page
 
 TEMPLATE = Path(__file__).resolve().with_name("report.html.j2")
-_MEANS = ("zero_shot", "local", "federated", "federated_f1", "zero_shot_ece", "federated_ece")
+_MEANS = (
+    "zero_shot",
+    "fedclip",
+    "local",
+    "federated",
+    "personal",
+    "federated_f1",
+    "zero_shot_ece",
+    "federated_ece",
+)
 
 
 def write_report(path: Path, summary: Mapping[str, Any], examples: Sequence[Example]) -> None:
@@ -34,17 +44,15 @@ def write_report(path: Path, summary: Mapping[str, Any], examples: Sequence[Exam
             unreadable.append(example.picture.name)
         else:
             cards.setdefault(example.device, []).append((example, embedded))
-    lines = _lines(summary, names)
     values = {
         "summary": summary,
         "names": names,
         "conclusion": conclusion(summary),
         "remarks": remarks(summary),
         "means": {kind: _column_mean(summary, kind) for kind in _MEANS},
-        "charts": [
-            ("wide", chart_layout(lines, *WIDE_PX, name_columns=18)),
-            ("narrow", chart_layout(lines, *NARROW_PX, name_columns=0)),
-        ],
+        "progress": progress(summary),
+        "held_out_charts": _charts(_held_out_lines(summary)),
+        "charts": _charts(_device_lines(summary, names)),
         "cards": cards,
         "kinds": KINDS,
         "unreadable": unreadable,
@@ -57,9 +65,8 @@ def write_report(path: Path, summary: Mapping[str, Any], examples: Sequence[Exam
 
 def conclusion(summary: Mapping[str, Any]) -> str:
     """Describe the run in one sentence with its figures; it says "fell" if accuracy fell."""
-    rounds, closed, count = summary["rounds"], summary["rounds_closed"], len(summary["devices"])
-    done = f"{rounds}" if closed == rounds else f"{closed} of {rounds}"
-    start = f"{done} round{'s' * (rounds != 1)}, {count} device{'s' * (count != 1)}"
+    count = len(summary["devices"])
+    start = f"{progress(summary)}, {count} device{'s' * (count != 1)}"
     pairs = _pairs(summary, "zero_shot", "federated")
     over = "" if len(pairs) in (0, count) else f" ({len(pairs)} of {count} measured)"
     what = "the accuracy" if count == 1 else f"the mean accuracy of the devices{over}"
@@ -81,7 +88,7 @@ def remarks(summary: Mapping[str, Any]) -> list[str]:
     entries = [(names[device], entry) for device, entry in summary["devices"].items()]
     if held_out := summary.get("held_out"):
         entries.append((f"the held-out {held_out['domain']}", held_out))
-    said = []
+    said = comparison(summary)
     worse = [
         f"{name} ({points(gain)} points)"
         for name, entry in entries
@@ -90,8 +97,6 @@ def remarks(summary: Mapping[str, Any]) -> list[str]:
     ]
     if worse:
         said.append(f"Training made the accuracy worse on {', '.join(worse)}.")
-    if compared := compared_with_local(summary):
-        said.append(compared)
     tests = [n for _, entry in entries if (n := number(entry["pictures"].get("test")))]
     if tests:
         count = " to ".join(dict.fromkeys(whole(n) for n in (min(tests), max(tests))))
@@ -103,31 +108,48 @@ def remarks(summary: Mapping[str, Any]) -> list[str]:
     return said
 
 
-def compared_with_local(summary: Mapping[str, Any]) -> str:
-    """Compare the fleet's model with those of devices that train alone; empty without them.
+def comparison(summary: Mapping[str, Any]) -> list[str]:
+    """Compare the fleet's model with zero-shot CLIP, FedCLIP as published and the devices alone.
 
-    If the devices alone are not worse, the text says what their figures leave out, and what to try.
+    There is a sentence for the held-out style and one for the devices' own. The list is empty if
+    the baselines were not trained.
     """
-    pairs = _pairs(summary, "local", "federated")
-    means = {"local": _mean([a for a, _ in pairs]), "federated": _mean([b for _, b in pairs])}
-    if (gain := difference(means, "federated", "local")) is None:
-        return ""
-    apart = points(gain).lstrip("+\N{MINUS SIGN}")
-    compared = f"{apart} points {'less' if gain > 0 else 'more'} than"
+    if summary["fedclip_rounds"] is None:
+        return []
+    said = []
+    if held_out := summary.get("held_out"):
+        said.append(
+            f"On the held-out style {held_out['domain']}, which no device has: "
+            f"{_side_by_side(summary, held_out['accuracy'], _span(held_out['local_by_device']))}."
+        )
+    means = {kind: _column_mean(summary, kind) for kind in _MEANS}
+    text = f"On the devices' own styles, on average: {_side_by_side(summary, means)}."
+    if (gain := difference(means, "federated", "local")) is not None and gain < 0:
+        text += (
+            " A model trained alone is tested here on its own device's pictures only; it has "
+            "learned nothing from the other devices."
+        )
+    return [*said, text]
+
+
+def _side_by_side(summary: Mapping[str, Any], accuracy: Mapping[str, Any], span: str = "") -> str:
+    """List the accuracies of the models that are compared; `span` follows the devices alone."""
     text = (
-        "If each device trains alone, without the others, their mean accuracy is "
-        f"{percent(means['local'])}: "
-        f"{'the same as' if apart == '0.0' else compared} with the federated model."
+        f"zero-shot CLIP {percent(accuracy.get('zero_shot'))}, FedCLIP as published "
+        f"{percent(accuracy.get('fedclip'))}, a device that trains alone "
+        f"{percent(accuracy.get('local'))}{span}, the fleet with {summary['method']} "
+        f"{percent(accuracy.get('federated'))}"
     )
-    if gain > 0:
-        return text
-    text += (
-        " A model trained alone is tested on its own device's pictures only; it has learned nothing "
-        "from the other devices."
-    )
-    if summary["method"] == "fedclip":
-        text += " The method FedCLIP changes CLIP little; --method auto or gda often gains more."
+    if number(accuracy.get("personal")) is not None:
+        text += f", the devices' personal models {percent(accuracy.get('personal'))}"
     return text
+
+
+def _span(accuracies: Mapping[str, Any]) -> str:
+    """Return " on average (71.1 to 74.7 %)"; it is empty if all are the same."""
+    shares = [share for its in accuracies.values() if (share := number(its)) is not None]
+    ends = [f"{100 * end:.1f}" for end in (min(shares), max(shares))]
+    return f" on average ({ends[0]} to {ends[1]} %)" if ends[0] != ends[1] else ""
 
 
 def _change(before: object, after: object) -> tuple[str, str]:
@@ -170,13 +192,29 @@ def _column_mean(summary: Mapping[str, Any], kind: str) -> float | None:
     return _mean([a for a, _ in pairs]) if len(pairs) == len(summary["devices"]) else None
 
 
-def _lines(summary: Mapping[str, Any], names: Mapping[str, str]) -> list[Line]:
-    lines = [
+def _device_lines(summary: Mapping[str, Any], names: Mapping[str, str]) -> list[Line]:
+    return [
         Line(names[device], entry["accuracy_by_round"], entry["accuracy"].get("zero_shot"), style)
         for style, (device, entry) in enumerate(summary["devices"].items())
     ]
-    if held_out := summary.get("held_out"):
-        zero_shot = held_out["accuracy"].get("zero_shot")
-        by_round = held_out["accuracy_by_round"]
-        lines.append(Line(held_out["domain"], by_round, zero_shot, "held-out"))
-    return lines
+
+
+def _held_out_lines(summary: Mapping[str, Any]) -> list[Line]:
+    """List the lines of the held-out style: the fleet, FedCLIP as published and zero-shot CLIP."""
+    if not (held_out := summary.get("held_out")):
+        return []
+    own_style = len(summary["devices"])  # the first that no device has
+    lines = [
+        Line(f"the fleet, {summary['method']}", held_out["accuracy_by_round"], None, "held-out")
+    ]
+    if by_round := held_out.get("fedclip_by_round"):
+        lines.append(Line("FedCLIP as published", by_round, None, own_style))
+    zero_shot = held_out["accuracy"].get("zero_shot")
+    return [*lines, Line("zero-shot", [zero_shot], None, "zero-shot")]
+
+
+def _charts(lines: Sequence[Line]) -> list[tuple[str, Chart]]:
+    return [
+        ("wide", chart_layout(lines, *WIDE_PX, name_columns=20)),
+        ("narrow", chart_layout(lines, *NARROW_PX, name_columns=0)),
+    ]

@@ -19,7 +19,7 @@ from fedclip_edge.demo import tiny_clip, world
 from fedclip_edge.errors import BundleError, ConfigError, DataError
 from fedclip_edge.learning import methods
 from fedclip_edge.processes.children import Children
-from fedclip_edge.records import COORDINATOR, Scalar, normalized_name, slug
+from fedclip_edge.records import COORDINATOR, Plan, Scalar, normalized_name, slug
 from fedclip_edge.vision.bundle import read_bundle
 from fedclip_edge.vision.class_folders import find_domains
 from fedclip_edge.vision.datasets import read_folder
@@ -41,11 +41,26 @@ class Settings:
     data: Path | None = None  # holds DOMAIN/CLASS/*; None draws the pictures
     bundle: Path | None = None  # None exports the tiny CLIP
     hold_out: str = "cartoon"
-    rounds: int = 30
+    rounds: int = 0  # 0 takes the method's own number
     seed: int = 0
-    method: str = "fedclip"
+    method: str = Plan.method
     options: Mapping[str, Scalar] = field(default_factory=dict)
     per_class: int = 170  # drawn pictures of each class in each style
+
+    @property
+    def plan(self) -> Plan:
+        """The fleet's plan, with its number of rounds.
+
+        Raises ConfigError for an unknown method, or options or rounds that it does not take.
+        """
+        plan = Plan(self.method, self.options, rounds=self.rounds, seed=self.seed)
+        return methods.with_defaults(plan)
+
+    @property
+    def published(self) -> Plan:
+        """FedCLIP as published, to compare: its own options, and no vote."""
+        plan = Plan("fedclip", rounds=self.rounds, seed=self.seed, vote="off")
+        return methods.with_defaults(plan)
 
 
 @dataclass(frozen=True)
@@ -80,7 +95,7 @@ def check(settings: Settings) -> LeftOut:
     Raises ConfigError for options that are wrong or do not fit together, DataError for an unusable
     folder of pictures, and BundleError for an unusable bundle.
     """
-    methods.get(settings.method).check_options(settings.options)
+    _ = settings.plan  # raises ConfigError
     if settings.data is not None and settings.bundle is None:
         raise ConfigError(
             "--data needs --bundle: the demo's tiny CLIP recognises only drawn pictures; make a "
@@ -170,9 +185,8 @@ def configure(stage: Stage, broker: BrokerAddress) -> None:
         "rules": {"devices": len(stage.devices), "quorum": 1.0, "deadline_s": DEADLINE_S},
         "plan": {
             "method": settings.method,
-            "rounds": settings.rounds,
+            "rounds": settings.plan.rounds,
             "seed": settings.seed,
-            "local_baseline": True,
         },
         "plan.options": dict(settings.options),
         "trainer": {"config": str(stage.held_out.config.relative_to(settings.out))},

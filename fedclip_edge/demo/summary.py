@@ -1,37 +1,53 @@
-"""Figures of a demo, from the coordinator's journal, for summary.json and the table.
+"""Figures of a demo, for summary.json and the table.
 
-Every figure was reported by a device or counted by the coordinator; nothing is computed from
-pictures or features here.
+Those of the fleet were reported by a device or counted by the coordinator, and come from its
+journal. Those of FedCLIP as published and of the devices alone come from baselines.py.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedclip_edge import __version__
 from fedclip_edge.coordinator.journal import open_journal
 from fedclip_edge.demo.stage import Device, Stage
 from fedclip_edge.errors import RunError
-from fedclip_edge.learning.schedule import exchanges
+from fedclip_edge.learning.schedule import exchanges, has_vote
 from fedclip_edge.protocol.report import Report
 from fedclip_edge.reporting.figures import difference
 from fedclip_edge.reporting.table import aligned
 from fedclip_edge.storage import atomic
 from fedclip_edge.vision.bundle import read_bundle
 
+if TYPE_CHECKING:
+    from fedclip_edge.demo.baselines import Baselines
+
 Summary = Mapping[str, Any]
+# Heading of each kind of accuracy, in the order of the columns.
+KINDS = {
+    "zero_shot": "zero-shot",
+    "fedclip": "FedCLIP",
+    "local": "local",
+    "federated": "federated",
+    "personal": "personal",
+}
 _NOTE_COLUMNS = 100
 
 
-def summarise(stage: Stage, broker: str, seconds: Mapping[str, float]) -> Summary:
+def summarise(
+    stage: Stage, broker: str, seconds: Mapping[str, float], baselines: Baselines | None
+) -> Summary:
     """Collect the figures of a finished run; `seconds` are the durations of its phases.
 
-    Raises RunError if the journal holds no run or a device did not evaluate the last model.
+    `rounds` and `rounds_closed` count the vote too, if `vote` is true. The accuracies "fedclip" and
+    "local" are those of `baselines`; they are missing without it. Raises RunError if the journal
+    holds no run or a device did not evaluate the last model.
     """
     with contextlib.closing(open_journal(stage.journal)) as journal:
         run = journal.last_run()
@@ -53,9 +69,16 @@ def summarise(stage: Stage, broker: str, seconds: Mapping[str, float]) -> Summar
         "broker": broker,
         "rounds": exchanges(run.plan),
         "rounds_closed": closed,
+        "vote": has_vote(run.plan),
+        "fedclip_rounds": None if baselines is None else stage.settings.published.rounds,
         "classes": list(bundle.classes.names),
-        "devices": {device.id: _figures(device, reports, closed) for device in stage.devices},
-        "held_out": _figures(stage.held_out, reports, closed),
+        "devices": {
+            device.id: _compared(_figures(device, reports, closed), device.id, baselines)
+            for device in stage.devices
+        },
+        "held_out": _compared(
+            _figures(stage.held_out, reports, closed), stage.held_out.id, baselines
+        ),
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
     }
 
@@ -67,13 +90,12 @@ def write(path: Path, summary: Summary) -> None:
 
 def table(summary: Summary, columns: int | None = None) -> str:
     """Format the final table; if it needs more than `columns`, accuracy and cost are separate."""
-    kinds = ["zero_shot", "local", "federated"]
-    if any("personal" in figures["accuracy"] for figures in summary["devices"].values()):
-        kinds.append("personal")  # the method keeps a personal model on each device
+    # The method may keep a personal model on each device.
+    kinds = [kind for kind in KINDS if any(kind in its["accuracy"] for its in _entries(summary))]
     rows = [_row(name, figures, kinds) for name, figures in summary["devices"].items()]
     held_out = summary["held_out"]
     rows.append(_row(f"{held_out['domain']} (held out)", held_out, kinds))
-    head = ["device", "train+test", "encoded", *(kind.replace("_", "-") for kind in kinds), "gain"]
+    head = ["device", "train+test", "encoded", *(KINDS[kind] for kind in kinds), "gain"]
     head += ["up", "down", "encode", "train", "wait"]
     units = ["", "pictures", "this run", *("%" for _ in kinds), "points"]
     units += ["kB/round", "kB/round", "s", "s", "s"]
@@ -84,12 +106,18 @@ def table(summary: Summary, columns: int | None = None) -> str:
 
 def notes(summary: Summary, columns: int | None = None) -> str:
     """Explain the headings of the table, in lines of at most `columns`, or 100."""
-    has_personal = any("personal" in device["accuracy"] for device in summary["devices"].values())
+    has_personal = any("personal" in its["accuracy"] for its in _entries(summary))
     personal = "personal: the device's own model, made from the shared one; " * has_personal
+    baselines = ""
+    if (rounds := summary["fedclip_rounds"]) is not None:
+        baselines = (
+            f"FedCLIP: FedCLIP as published, trained by the same devices, {counted(rounds)}; local: "
+            "trained on one device alone (held out: the mean of these models); "
+        )
     text = (
         "train+test: training and test pictures; the rest are for validation. Accuracy is on test "
-        "pictures. zero-shot: CLIP without training; local: after training on "
-        f"this device alone; federated: the fleet's shared model; {personal}gain: "
+        f"pictures. zero-shot: CLIP without training; {baselines}federated: the fleet's shared "
+        f"model, trained with {summary['method']}; {personal}gain: "
         f"{'personal' if has_personal else 'federated'} minus zero-shot, in percentage points. "
         "held out: no device trains on these pictures. encoded: pictures that went through the "
         "encoder in this run; the features of the others were in the cache. up, down: bytes sent "
@@ -98,9 +126,26 @@ def notes(summary: Summary, columns: int | None = None) -> str:
     return filled(text, columns)
 
 
+def progress(summary: Summary) -> str:
+    """Say which rounds closed: "11 rounds and a vote", or "5 of 11 rounds"."""
+    closed, rounds = summary["rounds_closed"], summary["rounds"] - summary["vote"]
+    if closed < rounds:
+        return f"{closed} of {counted(rounds)}"
+    if not summary["vote"]:
+        return counted(rounds)
+    return f"{counted(rounds)} {'and a vote' if closed > rounds else 'without the vote'}"
+
+
+def counted(rounds: int) -> str:
+    """Return "1 round", "2 rounds", ..."""
+    return f"{rounds} round{'s' * (rounds != 1)}"
+
+
 def filled(text: str, columns: int | None = None) -> str:
-    """Wrap a text into lines of at most `columns`, or 100."""
-    return textwrap.fill(text, min(columns or _NOTE_COLUMNS, _NOTE_COLUMNS))
+    """Wrap a text into lines of at most `columns`, or 100; a % sign stays with its number."""
+    joined = text.replace(" %", "\N{NO-BREAK SPACE}%")
+    lines = textwrap.fill(joined, min(columns or _NOTE_COLUMNS, _NOTE_COLUMNS))
+    return lines.replace("\N{NO-BREAK SPACE}%", " %")
 
 
 def _figures(device: Device, reports: Sequence[Report], closed: int) -> dict[str, Any]:
@@ -130,6 +175,32 @@ def _figures(device: Device, reports: Sequence[Report], closed: int) -> dict[str
             "wait": round(last.wait_s, 2),
         },
     }
+
+
+def _compared(
+    figures: Mapping[str, Any], device: str, baselines: Baselines | None
+) -> Mapping[str, Any]:
+    """Add the accuracies of the baselines to those of a device."""
+    if baselines is None:
+        return figures
+    by_round = list(baselines.fedclip[device])
+    accuracy = {**figures["accuracy"], "fedclip": by_round[-1]}
+    if device in baselines.alone:
+        accuracy["local"] = baselines.alone[device]
+        return {**figures, "accuracy": accuracy, "fedclip_by_round": by_round}
+    alone = dict(baselines.alone_held_out)
+    accuracy["local"] = statistics.fmean(alone.values())
+    return {
+        **figures,
+        "accuracy": accuracy,
+        "fedclip_by_round": by_round,
+        "local_by_device": alone,
+    }
+
+
+def _entries(summary: Summary) -> list[Mapping[str, Any]]:
+    """List the figures of all devices, the held-out one last."""
+    return [*summary["devices"].values(), summary["held_out"]]
 
 
 def _per_round(total_bytes: int | None, rounds: int) -> int | None:

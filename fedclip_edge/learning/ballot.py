@@ -14,16 +14,25 @@ temperature t of TEMPERATURES (the logits are multiplied by t):
 
     pictures   n                                                                       int64 (1,)
     correct    pictures that candidate k classifies correctly                          int64 (K,)
+    differ     pictures that either candidate k or the default, but not both,
+               classifies correctly                                                    int64 (K,)
     loss       sum of the cross-entropies, each at most 16 nats, in steps of 2**-16    int64 (K, T)
     squares    sum of (its loss - that of the default)**2, each rounded, same steps    int64 (K, T)
     known      counts of the pictures' scores under candidate k (unknown.py)        int64 (K, BINS)
     removed    the same, without the class of each picture                          int64 (K, BINS)
 
 The decision: each candidate stands at its own best temperature. The default stays, unless another
-candidate has a mean loss that is lower by more than DOUBT standard errors of the difference, which
-is paired: both are measured on the same pictures. Among those, the least loss wins. A difference
-of less than that is noise, and the default has reasons of its own. Cross-entropy is compared
-instead of accuracy, because it needs far fewer pictures for the same certainty.
+candidate is better by more than chance explains:
+
+- its mean loss is lower by more than DOUBT standard errors of the difference; or
+- it classifies more pictures correctly, by more than CERTAIN standard errors of the difference,
+  and its mean loss is not higher by more than DOUBT of them.
+
+The errors are paired: both are measured on the same pictures. A smaller difference is noise, and
+the default has reasons of its own. Among several such candidates the one with the most correct
+pictures wins, then the one with the least loss. The loss can show a difference with fewer pictures
+than the accuracy needs. But with many pictures, a head can be more accurate although its
+probabilities are not better.
 
 With fewer than ENOUGH pictures in all, the default is taken, at temperature 1, and no picture is
 called unknown.
@@ -65,7 +74,8 @@ TEMPERATURES = (0.5, 0.7, 1.0)
 DEFAULT = 1  # the candidate that is taken without a vote
 MOST = 500  # pictures of one device, so that no device dominates a vote
 ENOUGH = 30  # pictures of all devices
-DOUBT = 1.5
+DOUBT = 1.5  # standard errors of a mean loss
+CERTAIN = 2.0  # standard errors of a number of correct pictures
 CANDIDATES = 9  # at most: an answer to these has no more than 2 kB
 _STEPS = 2**16
 _BATCH = 64  # pictures
@@ -118,7 +128,8 @@ def sum_shapes(shares: Shares) -> Shapes:
     count = len(shares[mixture.ZERO_SHOT])
     table = (count, len(TEMPERATURES))
     counts = {name: (count, *shape) for name, shape in unknown.sum_shapes().items()}
-    return {"pictures": (1,), "correct": (count,), "loss": table, "squares": table, **counts}
+    each = {"correct": (count,), "differ": (count,), "loss": table, "squares": table}
+    return {"pictures": (1,), **each, **counts}
 
 
 def answer(
@@ -136,7 +147,8 @@ def answer(
     labels = sorted(mixture.shares_of(model))
     shares = np.stack([model.parameters[f"{label}/{_SHARES}"] for label in labels])  # (M, K)
     table = (shares.shape[1], len(TEMPERATURES))
-    correct, loss, squares = np.zeros(table[0], np.int64), np.zeros(table), np.zeros(table)
+    correct, differ = np.zeros(table[0], np.int64), np.zeros(table[0], np.int64)
+    loss, squares = np.zeros(table), np.zeros(table)
     chosen = _chosen(validation)
     count = len(chosen.labels) if len(validation) >= least else 0
     counts = {
@@ -150,20 +162,22 @@ def answer(
             for method in (mixture.method_of(label),)
         ]
         zero_shot = parts[labels.index(mixture.ZERO_SHOT)].astype(np.float32)  # (N, C)
-        costs = np.empty((*table, count))
+        costs, hits = np.empty((*table, count)), np.empty((table[0], count), bool)
         for k in range(table[0]):
             logits = _mixed(shares[:, k], parts)
-            correct[k] = int((logits.argmax(axis=1) == chosen.labels).sum())
+            hits[k] = logits.argmax(axis=1) == chosen.labels
             found = unknown.count(logits, zero_shot, classes.logit_scale, chosen.labels)
             for name, its in found.items():
                 counts[name][k] = its
             for t, temperature in enumerate(TEMPERATURES):
                 costs[k, t] = _cross_entropy(temperature * logits, chosen.labels)
+        correct, differ = hits.sum(axis=1), (hits != hits[DEFAULT]).sum(axis=1)
         loss = np.rint(costs * _STEPS).sum(axis=2)
         squares = np.rint((costs - costs[DEFAULT]) ** 2 * _STEPS).sum(axis=2)
     sums = {
         "pictures": np.array([count], np.int64),
-        "correct": correct,
+        "correct": correct.astype(np.int64),
+        "differ": differ.astype(np.int64),
         "loss": loss.astype(np.int64),
         "squares": squares.astype(np.int64),
         **counts,
@@ -188,6 +202,7 @@ def check(update: Update, declared: int | None = None) -> None:
         raise PeerError(f"the answer's weight is {update.weight}, but it is over {count} pictures")
     for name, most in (
         ("correct", count),
+        ("differ", count),
         ("loss", count * _WORST * _STEPS),
         ("squares", count * _WORST**2 * _STEPS),
     ):
@@ -199,6 +214,12 @@ def check(update: Update, declared: int | None = None) -> None:
     for name in (unknown.KNOWN, unknown.REMOVED):
         if sums[name].min() < 0 or (sums[name].sum(axis=1) != count).any():
             raise PeerError(f"the answer's {name} do not count {count} pictures for each candidate")
+    more = np.abs(sums["correct"] - sums["correct"][DEFAULT])
+    if (more > sums["differ"]).any() or sums["differ"][DEFAULT]:
+        raise PeerError(
+            "the answer's numbers of correct pictures differ more from the default candidate's than "
+            "its numbers of different pictures allow"
+        )
     if sums["squares"][DEFAULT].any():
         raise PeerError("the answer's squares of the default candidate are not 0")
     # The decision trusts the squares: if they were too small, any difference would look certain.
@@ -216,15 +237,19 @@ def decide(sums: Sums) -> Choice:
     losses = sums["loss"] / (_STEPS * count)  # (K, T), means in nats
     best = losses.argmin(axis=1)  # (K,)
     least = losses.min(axis=1)
-    candidate = DEFAULT
+    correct = sums["correct"].astype(np.float64)
+    better = []
     for k in range(len(losses)):
         gain = least[DEFAULT] - least[k]
         # The difference at the candidate's temperature has nearly the same variance as `gain`.
         squares = float(sums["squares"][k, best[k]]) / (_STEPS * count)
         difference = float(losses[DEFAULT, best[k]] - losses[k, best[k]])
-        error = math.sqrt(max(0.0, squares - difference**2) / (count - 1))
-        if gain > DOUBT * error and least[k] < least[candidate]:
-            candidate = k
+        doubt = DOUBT * math.sqrt(max(0.0, squares - difference**2) / (count - 1))
+        more = correct[k] - correct[DEFAULT]
+        is_right = more > CERTAIN * math.sqrt(max(0.0, sums["differ"][k] - more**2 / count))
+        if gain > doubt or (is_right and gain >= -doubt):
+            better.append(k)
+    candidate = max(better, key=lambda k: (correct[k], -least[k]), default=DEFAULT)
     scored = {name: sums[name][candidate] for name in (unknown.KNOWN, unknown.REMOVED)}
     threshold = unknown.threshold(scored)
     separation = unknown.Separation(scored[unknown.KNOWN], scored[unknown.REMOVED], threshold)

@@ -232,6 +232,24 @@ def test_a_demo_in_a_pipe_says_each_step(capsys: pytest.CaptureFixture[str]) -> 
     )
 
 
+def test_a_demo_names_the_vote_and_its_result(capsys: pytest.CaptureFixture[str]) -> None:
+    def report(round: int, accuracy: float, device: str = "cartoon") -> dict[str, object]:
+        return {"event": "report", "device": device, "round": round, "federated": accuracy}
+
+    live = _Live("cartoon", 2, ends_with_vote=True)
+    for event in (CLOSED, report(1, 0.7), CLOSED | {"round": 2}, report(2, 0.75)):
+        live.happened(event)
+    live.happened(report(2, 0.9, "photo"))
+    unvoted = _Live("cartoon", 1)
+    unvoted.happened(report(1, 0.8))
+    assert capsys.readouterr().out.splitlines() == [
+        "round 1/1: 4/4 devices in 0.500 s; held-out cartoon not tested yet",
+        "the vote: 4/4 devices in 0.500 s; held-out cartoon 70.0 % (round 1)",
+        "held-out cartoon 75.0 % after the vote",
+        "held-out cartoon 80.0 % after the last round",
+    ]
+
+
 def test_a_bar_is_drawn_and_ends_with_the_work(
     terminal: Terminal, bar_on: Callable[[], Starts]
 ) -> None:

@@ -16,7 +16,7 @@ from browser import CHROMIUM, measured
 from PIL import Image
 
 from fedclip_edge.demo.examples import Example
-from fedclip_edge.demo.report import conclusion, remarks, write_report
+from fedclip_edge.demo.report import comparison, conclusion, remarks, write_report
 
 HOSTILE = "<script>alert('x')</script>\"'&"
 
@@ -30,11 +30,13 @@ def device(domain: str, zero_shot: float, federated: float, **more: Any) -> dict
         "skipped": 0,
         "accuracy": {
             "zero_shot": zero_shot,
+            "fedclip": zero_shot + 0.01,
             "local": federated - 0.01,
             "federated": federated,
             "zero_shot_all": zero_shot,
         },
         "accuracy_by_round": [zero_shot - 0.02, zero_shot, federated],
+        "fedclip_by_round": [zero_shot, zero_shot, zero_shot + 0.01, zero_shot + 0.01],
         "bytes_up_per_round": 16_512,
         "bytes_down_per_round": 33_087,
         "seconds": {"encode": 1.25, "train": 23.4, "wait": 5.67},
@@ -44,25 +46,28 @@ def device(domain: str, zero_shot: float, federated: float, **more: Any) -> dict
 
 def run_summary(**more: Any) -> dict[str, Any]:
     """Summary of a run with two devices whose mean accuracy rises from 77.5 % to 81.5 %."""
-    held_out = device("cartoon", 0.513, 0.54)
-    del held_out["accuracy"]["local"]
+    alone = {"cam-01": 0.52, "cam-02": 0.536}
+    held_out = device("cartoon", 0.513, 0.54, local_by_device=alone)
+    held_out["accuracy"]["local"] = 0.528
     return {
         "version": "9.8.7",
         "world": "pictures in some/folder",
         "encoder": {"model": "ViT-B-32 of somebody", "encoder_id": "0123456789abcdef" * 4},
-        "method": "fedclip",
+        "method": "auto",
         "options": {},
         "seed": 4242,
         "broker": "mosquitto 2.0",
         "rounds": 2,
         "rounds_closed": 2,
+        "vote": False,
+        "fedclip_rounds": 3,
         "classes": ["car", "cup"],
         "devices": {
             "cam-01": device("photo", 0.88, 0.911),
             "cam-02": device("sketch", 0.67, 0.719),
         },
         "held_out": held_out,
-        "seconds": {"prepare": 3.21, "federation": 45.6, "total": 48.81},
+        "seconds": {"prepare": 3.21, "federation": 45.6, "baselines": 7.8, "total": 56.61},
         **more,
     }
 
@@ -127,10 +132,38 @@ def test_the_page_does_not_scroll_sideways(width_px: int, tmp_path: Path) -> Non
 
 def test_a_device_has_one_colour_and_zero_shot_is_grey(tmp_path: Path) -> None:
     html, _ = written(tmp_path, run_summary())
-    tables, charts = html[html.index("<table") :], html[: html.index("<table")]
+    tables = "".join(re.findall(r"<table.*?</table>", html, re.DOTALL))
+    charts = "".join(re.findall(r"<figure.*?</figure>", html, re.DOTALL))
     swatches = ["s0", "s1", "s-held-out"]
     assert re.findall(r'class="(s\d|s-\S+)"', tables) == 2 * swatches
     assert set(re.findall(r'class="zero (\S+)"', charts)) == {"s-zero-shot"}
+    assert "s2" in charts, "FedCLIP has a colour that no device has"
+
+
+def test_the_held_out_chart_shows_fedclip_beside_the_fleet(tmp_path: Path) -> None:
+    html, page = written(tmp_path, run_summary(rounds=3, vote=True))
+    chart = html[html.index("The held-out style") : html.index("Results of the training")]
+    for title in (
+        "the fleet, auto: 54.0 % after round 2",
+        "FedCLIP as published: 52.3 % after round 3",
+        "zero-shot: 51.3 %",
+    ):
+        assert chart.count(f"<title>{title}</title>") == 2, title  # on a screen, on a phone
+    assert "the last step is the vote" in page.text
+    assert "FedCLIP as published is trained with the same pictures and the same seed" in page.text
+    _, plain = written(tmp_path, run_summary())
+    assert "vote" not in plain.text.replace("without a vote", "")
+
+
+def test_without_the_baselines_the_report_shows_the_fleet(tmp_path: Path) -> None:
+    summary = run_summary(fedclip_rounds=None)
+    for entry in (*summary["devices"].values(), summary["held_out"]):
+        del entry["accuracy"]["fedclip"], entry["accuracy"]["local"], entry["fedclip_by_round"]
+    del summary["held_out"]["local_by_device"]
+    _, page = written(tmp_path, summary)
+    assert "FedCLIP" not in page.text
+    assert "local only" not in page.text
+    assert "81.5 %" in page.text
 
 
 def test_the_page_asks_the_network_for_nothing(tmp_path: Path) -> None:
@@ -153,14 +186,14 @@ def test_every_device_and_figure_is_there(tmp_path: Path) -> None:
     _, page = written(tmp_path, run_summary())
     for text in (
         "photo", "cam-01", "sketch", "cam-02", "cartoon",
-        "88.0 %", "90.1 %", "91.1 %", "+3.1",
-        "67.0 %", "70.9 %", "71.9 %", "+4.9",
-        "51.3 %", "54.0 %", "+2.7",
-        "77.5 %", "80.5 %", "81.5 %", "+4.0",
+        "88.0 %", "89.0 %", "90.1 %", "91.1 %", "+3.1",
+        "67.0 %", "68.0 %", "70.9 %", "71.9 %", "+4.9",
+        "51.3 %", "52.3 %", "52.8 %", "54.0 %", "+2.7",
+        "77.5 %", "78.5 %", "80.5 %", "81.5 %", "+4.0",
         "16.5", "33.1", "1.2", "23.4", "5.7", "300", "100", "400",
-        "3.2 to prepare", "45.6", "48.8 in all",
-        "fedclip", "4242", "0123456789abcdef", "mosquitto 2.0", "9.8.7", "ViT-B-32 of somebody",
-        "the method's default options", "pictures in some/folder", "2 of 2 closed",
+        "3.2 to prepare", "45.6", "7.8 to train what it is compared with", "56.6 in all",
+        "auto", "4242", "0123456789abcdef", "mosquitto 2.0", "9.8.7", "ViT-B-32 of somebody",
+        "the method's default options", "pictures in some/folder", "rounds2 rounds",
     ):  # fmt: skip
         assert text in page.text, text
     assert "toy" not in page.text
@@ -182,7 +215,7 @@ def test_names_from_outside_are_text(tmp_path: Path) -> None:
         broker=HOSTILE,
         options={HOSTILE: HOSTILE},
         devices={HOSTILE: device(HOSTILE, 0.5, 0.4), "b": device(HOSTILE, 0.5, 0.6)},
-        held_out=device(HOSTILE, 0.5, 0.4),
+        held_out=device(HOSTILE, 0.5, 0.4, local_by_device={HOSTILE: 0.3}),
     )
     examples = [Example(d, path, HOSTILE, HOSTILE, HOSTILE) for d in (HOSTILE, "other")]
     html, page = written(tmp_path, summary, [*examples, Example("b", bad, "", "", "")])
@@ -198,7 +231,8 @@ def test_what_nobody_measured_is_not_made_up(tmp_path: Path) -> None:
     lost["accuracy"] = {}
     summary = run_summary(devices={"a": silent, "b": lost}, held_out=None)
     _, page = written(tmp_path, summary)
-    assert page.text.count("n/a") == 2 + 4 + 4 + 4  # traffic; accuracy; cost; the mean of the two
+    # traffic; accuracy; cost; the mean of the two, in the table and in the remarks
+    assert page.text.count("n/a") == 2 + 5 + 4 + 5 + 4
     assert "skipped" in page.text
     assert "held out" not in page.text
     assert conclusion(summary).startswith(
@@ -291,40 +325,57 @@ def test_a_loss_is_called_a_loss() -> None:
     summary = run_summary(
         rounds_closed=1,
         devices={"a": device("photo", 0.9, 0.85), "b": device("sketch", 0.6, 0.61)},
-        held_out=device("cartoon", 0.5, 0.5001),
+        held_out=device("cartoon", 0.5, 0.5001, local_by_device={"a": 0.4}),
     )
     assert conclusion(summary) == (
         "1 of 2 rounds, 2 devices: the mean accuracy of the devices fell from 75.0 % to 73.0 %, "
         "the held-out style cartoon stayed at 50.0 %; no picture left its device."
     )
     said = remarks(summary)
-    assert said[0] == "Training made the accuracy worse on photo (−5.0 points)."
+    assert said[2] == "Training made the accuracy worse on photo (−5.0 points)."
     summary["held_out"]["accuracy"]["federated"] = 0.4
-    assert "the held-out cartoon (−10.0 points)" in remarks(summary)[0]
+    assert "the held-out cartoon (−10.0 points)" in remarks(summary)[2]
 
 
-def test_remarks_compare_with_training_alone() -> None:
-    first = "If each device trains alone, without the others, their mean accuracy is "
-    assert remarks(run_summary())[0] == first + (
-        "80.5 %: 1.0 points less than with the federated model."
-    )
+def test_the_rounds_and_the_vote_are_counted() -> None:
+    def start(**counts: Any) -> str:
+        return conclusion(run_summary(**counts)).partition(", 2 devices")[0]
+
+    assert start(rounds=12, rounds_closed=12, vote=True) == "11 rounds and a vote"
+    assert start(rounds=2, rounds_closed=2, vote=True) == "1 round and a vote"
+    assert start(rounds=12, rounds_closed=11, vote=True) == "11 rounds without the vote"
+    assert start(rounds=12, rounds_closed=3, vote=True) == "3 of 11 rounds"
+    assert start(rounds=12, rounds_closed=12) == "12 rounds"
+
+
+def test_the_fleet_is_compared_with_fedclip_and_with_training_alone() -> None:
     summary = run_summary()
-    for entry in summary["devices"].values():
-        entry["accuracy"]["local"] = entry["accuracy"]["federated"]
-    assert remarks(summary)[0].startswith(
-        first + "81.5 %: the same as with the federated model. A model trained alone is tested on"
+    held_out, own = comparison(summary)
+    assert remarks(summary)[:2] == [held_out, own]
+    assert held_out == (
+        "On the held-out style cartoon, which no device has: zero-shot CLIP 51.3 %, FedCLIP as "
+        "published 52.3 %, a device that trains alone 52.8 % on average (52.0 to 53.6 %), the "
+        "fleet with auto 54.0 %."
     )
-    summary["devices"]["cam-01"]["accuracy"]["local"] += 0.04
-    assert remarks(summary)[0] == first + (
-        "83.5 %: 2.0 points more than with the federated model. A model trained alone is tested on "
-        "its own device's pictures only; it has learned nothing from the other devices. The method "
-        "FedCLIP changes CLIP little; --method auto or gda often gains more."
+    assert own == (
+        "On the devices' own styles, on average: zero-shot CLIP 77.5 %, FedCLIP as published "
+        "78.5 %, a device that trains alone 80.5 %, the fleet with auto 81.5 %."
     )
-    summary["method"] = "linear"
-    assert remarks(summary)[0].endswith("it has learned nothing from the other devices.")
     for entry in summary["devices"].values():
-        del entry["accuracy"]["local"]
-    assert len(remarks(summary)) == 1
+        entry["accuracy"]["local"] += 0.03
+    assert comparison(summary)[1].endswith(
+        "a device that trains alone 83.5 %, the fleet with auto 81.5 %. A model trained alone is "
+        "tested here on its own device's pictures only; it has learned nothing from the other "
+        "devices."
+    )
+    for entry in summary["devices"].values():
+        entry["accuracy"]["personal"] = 0.9
+    summary["held_out"]["local_by_device"] = {"cam-01": 0.52}
+    held_out, own = comparison(summary)
+    assert "a device that trains alone 52.8 %, the fleet" in held_out
+    assert "the fleet with auto 81.5 %, the devices' personal models 90.0 %." in own
+    assert len(comparison(run_summary(held_out=None))) == 1
+    assert comparison(run_summary(fedclip_rounds=None)) == []
 
 
 def test_remarks_say_what_a_picture_weighs() -> None:

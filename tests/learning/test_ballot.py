@@ -92,18 +92,19 @@ def test_the_sums_are_those_of_their_definition() -> None:
     for label, its in (("gda.added", head(1)), ("gda.ridge", head(2))):
         unit = pictures.vectors / np.linalg.norm(pictures.vectors, axis=1, keepdims=True)
         logits[label] = unit.astype(np.float64) @ its["weight"].T + its["bias"]
-    costs, correct = np.zeros((COUNT, len(TEMPERATURES), 90)), np.zeros(COUNT)
+    costs, hits = np.zeros((COUNT, len(TEMPERATURES), 90)), np.zeros((COUNT, 90), bool)
     for k in range(COUNT):
         mixed = sum(SHARES[label][k] * its for label, its in logits.items())
         assert isinstance(mixed, np.ndarray)
-        correct[k] = (mixed.argmax(axis=1) == pictures.labels).sum()
+        hits[k] = mixed.argmax(axis=1) == pictures.labels
         for t, temperature in enumerate(TEMPERATURES):
             odds = np.exp(temperature * (mixed - mixed.max(axis=1, keepdims=True)))
             chance = odds[np.arange(90), pictures.labels] / odds.sum(axis=1)
             costs[k, t] = np.minimum(-np.log(chance), 16)
     sums = answer(pictures, model).sums
     assert sums["pictures"].tolist() == [90]
-    np.testing.assert_array_equal(sums["correct"], correct)
+    np.testing.assert_array_equal(sums["correct"], hits.sum(axis=1))
+    np.testing.assert_array_equal(sums["differ"], (hits ^ hits[DEFAULT]).sum(axis=1))
     # A float32 logit of 100 has an error of a few steps.
     np.testing.assert_allclose(sums["loss"], STEPS * costs.sum(axis=2), rtol=1e-5, atol=90)
     squares = STEPS * ((costs - costs[DEFAULT]) ** 2).sum(axis=2)
@@ -214,6 +215,9 @@ IMPOSSIBLE = {
     "another weight": (replace(HONEST, weight=49), "weight is 49, but it is over 50 pictures"),
     "more correct": (changed("correct", 1, 51), "50 pictures give 0 to 50"),
     "fewer correct": (changed("correct", 1, -1), "correct are from -1"),
+    "no difference": (changed("differ", 4, 0), "different pictures allow"),
+    "a difference from itself": (changed("differ", DEFAULT, 1), "different pictures allow"),
+    "more differences": (changed("differ", 2, 51), "differ are from"),
     "a loss above all": (changed("loss", (0, 0), MUCH + 1), "loss are from"),
     "a negative loss": (changed("loss", (2, 1), -1), "loss are from -1"),
     "a square above all": (changed("squares", (0, 0), 16 * MUCH + 1), "squares are from"),
@@ -262,6 +266,7 @@ def sums_of(costs: NDArray[np.float64]) -> Sums:
     return {
         "pictures": np.array([count], np.int64),
         "correct": np.full(COUNT, count // 2, np.int64),
+        "differ": np.zeros(COUNT, np.int64),
         "loss": np.rint(STEPS * costs).sum(axis=2).astype(np.int64),
         "squares": np.rint(STEPS * (costs - costs[DEFAULT]) ** 2).sum(axis=2).astype(np.int64),
         "known": np.zeros((COUNT, BINS), np.int64),  # tests/learning/test_unknown_in_a_vote.py
@@ -337,3 +342,33 @@ def test_the_shapes_of_a_ballot_and_of_an_answer_are_known_before() -> None:
     assert mixture.shares_of(model) == {"zeroshot": 1.0, "gda.added": 1.0, "gda.ridge": 0.0}
     for label, its in (("gda.added", head(1)), ("gda.ridge", head(2))):
         assert heads[label].keys() == its.keys()
+
+
+@pytest.mark.parametrize(
+    ("more", "differ", "costlier", "taken"),
+    [
+        (12, 30, 0.0, 3),  # 12 of 200 pictures, with a standard error of 5.4
+        (10, 30, 0.0, DEFAULT),  # less than two errors
+        (12, 60, 0.0, DEFAULT),  # an error of 7.7
+        (12, 30, 0.5, DEFAULT),  # its probabilities are clearly worse
+    ],
+)
+def test_more_correct_pictures_win_if_they_are_no_chance_and_cost_nothing(
+    more: int, differ: int, costlier: float, taken: int
+) -> None:
+    costs = np.repeat(costs_of(0, 200)[:1], COUNT, axis=0)
+    costs[3] += costlier + np.resize([0.01, -0.01], 200)
+    sums = sums_of(costs)
+    sums["correct"][3] += more
+    sums["differ"][3] = differ
+    assert ballot.decide(sums).candidate == taken
+
+
+def test_of_several_better_candidates_the_one_with_the_most_correct_pictures_wins() -> None:
+    costs = costs_of(0, 200).copy() + 1
+    costs[[2, 3, 4]] -= np.array([0.4, 0.5, 0.4])[:, None, None]
+    sums = sums_of(costs)
+    assert ballot.decide(sums).candidate == 3
+    sums["correct"][4] += 1
+    sums["differ"][4] = 1
+    assert ballot.decide(sums).candidate == 4

@@ -95,7 +95,9 @@ def _vote(
     # Often one candidate is clearly better than all others.
     costs[random.integers(candidates)] /= random.choice([1, 10])
     sums["pictures"][:] = count
-    sums["correct"][:] = random.integers(0, count + 1, candidates)
+    hits = random.random((candidates, count)) < random.random((candidates, 1))
+    sums["correct"][:] = hits.sum(axis=1)
+    sums["differ"][:] = (hits != hits[ballot.DEFAULT]).sum(axis=1)
     sums["loss"][:] = np.rint(costs * 2**16).sum(axis=2)
     sums["squares"][:] = np.rint((costs - costs[ballot.DEFAULT]) ** 2 * 2**16).sum(axis=2)
     for name in ("known", "removed"):
