@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import configparser
 import contextlib
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -14,6 +16,7 @@ from pathlib import Path
 import pytest
 import system
 from brokers import StartMosquitto
+from checkout import ROOT
 from notify_socket import NotifySocket, notify_socket
 from system import Site, wait_until
 
@@ -118,3 +121,38 @@ def test_an_agent_that_encodes_gives_signs_of_life(site: Site) -> None:
         assert not any(e["event"] == "features_ready" for e in site.events("north"))
         os.kill(agent.pid, signal.SIGTERM)
         assert agent.wait(system.DEADLINE_S) == 0
+
+
+def allowed_calls(group: str) -> set[str]:
+    """The names of all system calls in one of systemd's groups, such as "@system-service"."""
+    command = ["systemd-analyze", "syscall-filter", group]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    found = set[str]()
+    for name in map(str.strip, lines[1:]):
+        if name.startswith("@"):
+            found |= allowed_calls(name)
+        elif name and not name.startswith("#"):
+            found.add(name)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (shutil.which("strace") and shutil.which("systemd-analyze")),
+    reason="strace or systemd-analyze is not installed",
+)
+def test_the_coordinators_unit_allows_every_system_call_of_serve_and_its_trainer(
+    site: Site,
+) -> None:
+    unit = configparser.ConfigParser(strict=False, interpolation=None)
+    unit.read(ROOT / "coordinator" / "fedclip-edge-coordinator.service")
+    site.write_agent("judge")
+    fleet = site.write_fleet(devices=1, rounds=2, extra='[trainer]\nconfig = "judge/agent.toml"\n')
+    counts = site.folder / "calls"
+    trace = ["strace", "-f", "-qq", "-c", "-U", "name", "-o", str(counts)]
+    serve = site.start_program([*trace, *system.command("serve", "--once", fleet)], "serve")
+    assert serve.wait(3 * system.DEADLINE_S) == 0, site.text("serve")
+    used = set(counts.read_text().split())
+    assert {"openat", "futex", "socket"} <= used
+    used = {name for name in used if name.isidentifier()} - {"name", "syscall", "total"}
+    assert used <= allowed_calls(unit["Service"]["SystemCallFilter"])
