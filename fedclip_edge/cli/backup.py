@@ -40,7 +40,7 @@ def restore(file: Path, folder: Path) -> None:
     FILE is one that `backup` wrote. FOLDER must not exist, or be empty. `serve FOLDER/fleet.toml`
     then continues the run. Devices that are further than the backup follow.
     """
-    from fedclip_edge.coordinator.backup import restore_backup
+    from fedclip_edge.coordinator.restore import restore_backup
 
     made = restore_backup(file, folder)
     click.echo(

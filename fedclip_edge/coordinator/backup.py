@@ -25,20 +25,24 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import errno
-import hashlib
 import json
-import os
-import shutil
 import stat
-import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from pathlib import Path
+from typing import Any
 
 from fedclip_edge import __version__
-from fedclip_edge.config import FleetConfig, load_fleet, read_table
+from fedclip_edge.config import FleetConfig, load_fleet
+from fedclip_edge.coordinator.backup_file import (
+    CONTENTS,
+    FORMAT,
+    Backup,
+    opened,
+    pack,
+    read_contents,
+    sha256_of,
+)
 from fedclip_edge.coordinator.journal import open_journal
 from fedclip_edge.coordinator.journal_tables import SCHEMA
 from fedclip_edge.errors import ConfigError
@@ -49,36 +53,18 @@ from fedclip_edge.storage.text_file import read_text
 from fedclip_edge.storage.toml_file import parse_toml, replace_strings
 from fedclip_edge.vision.bundle import read_bundle
 
-_FORMAT = 1
-_CONTENTS = "backup.json"
 _FLEET, _JOURNAL = "fleet.toml", "journal.sqlite"
-_MOSQUITTO = "site/broker/mosquitto.conf"
-_PIECE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class Backup:
-    """The content of backup.json."""
+class _Copied:
+    """The newest run in a copied journal; without one, the ids are those of the bundle."""
 
-    format: int
-    program: str  # version of fedclip-edge that wrote it
-    journal: int  # version of the journal's tables
-    fleet: str
-    made: str  # ISO time, UTC
-    run: str  # the newest one; empty if there is none
-    closed: int  # rounds of that run that are closed
-    rounds: int  # of that run
-    bundle: str  # its folder
     encoder_id: str
     classes_digest: str
-    site: str  # path of the operator's folder, if it is in the backup; else empty
-    files: Mapping[str, str]  # SHA-256 of every other member, by name
-
-    def __post_init__(self) -> None:
-        for name in self.files:
-            path = PurePosixPath(name)
-            if path.is_absolute() or ".." in path.parts or name in ("", ".", _CONTENTS):
-                raise ValueError(f"files: {name!r} is not a name in a folder")
+    run: str = ""
+    closed: int = 0
+    rounds: int = 0
 
 
 def make_backup(config_path: Path, target: Path) -> Backup:
@@ -98,71 +84,36 @@ def make_backup(config_path: Path, target: Path) -> Backup:
     with atomic.beside(target) as beside:
         content = beside / "content"
         content.mkdir(0o700)
-        closed, rounds, run, encoder_id, classes_digest = _copy_journal(config, content / _JOURNAL)
+        copied = _copy_journal(config, content / _JOURNAL)
         site, moved = _copy_files(config, content)
         text = _moved_toml(config_path, config, moved)
         _copy_bytes(text.encode(), content / _FLEET, config_path)
         files = {
-            path.relative_to(content).as_posix(): _sha256(path)
+            path.relative_to(content).as_posix(): sha256_of(path)
             for path in sorted(content.rglob("*"))
             if path.is_file()
         }
         made = dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds")
         backup = Backup(
-            format=_FORMAT,
+            format=FORMAT,
             program=__version__,
             journal=SCHEMA.version,
             fleet=config.fleet,
             made=made,
-            run=run,
-            closed=closed,
-            rounds=rounds,
             bundle=str(config.bundle),
-            encoder_id=encoder_id,
-            classes_digest=classes_digest,
             site="" if site is None else str(site),
             files=files,
+            **vars(copied),
         )
         described = json.dumps(asdict(backup), indent=1).encode()
-        _copy_bytes(described, content / _CONTENTS, config_path)
-        _pack(content, (_CONTENTS, *files), beside / target.name)
-        (beside / target.name).replace(target)
+        _copy_bytes(described, content / CONTENTS, config_path)
+        pack(content, (CONTENTS, *files), beside / target.name)
+        atomic.put(beside / target.name, target)
     return backup
 
 
-def restore_backup(source: Path, folder: Path) -> Backup:
-    """Write the files of the backup `source` into `folder`, which must not exist or be empty.
-
-    Raises ConfigError if `folder` has files, or if `source` is not a whole backup that this version
-    can use; OSError if a file cannot be read or written.
-    """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(
-            f"{folder} already exists and was not changed; restore into a new folder, and move it "
-            "to its place afterwards"
-        )
-    target = folder.absolute()
-    with _opened(source) as tar, atomic.beside(target) as new:
-        backup = _read_contents(tar, source)
-        if backup.journal != SCHEMA.version:
-            raise ConfigError(
-                f"{source} was written by fedclip-edge {backup.program} (journal format "
-                f"{backup.journal}), this is {__version__} (journal format {SCHEMA.version}); "
-                "restore it with that version, finish its run there, then upgrade"
-            )
-        for name, sha256 in backup.files.items():
-            path = new / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if _extract(tar, name, path) != sha256:
-                raise _damaged(source, f"{name} is not the file that was written")
-        if backup.site:
-            _move_broker(new, backup.site, target / "site")
-        _make(new, target)
-    return backup
-
-
-def _copy_journal(config: FleetConfig, target: Path) -> tuple[int, int, str, str, str]:
-    """Copy the journal and check the copy; returns the state of its run, and the bundle's ids."""
+def _copy_journal(config: FleetConfig, target: Path) -> _Copied:
+    """Copy the journal to `target`, and check the copy."""
     with contextlib.closing(open_journal(config.journal)) as journal:
         journal.copy(target)
     target.chmod(stat.S_IMODE(config.journal.stat().st_mode))
@@ -171,9 +122,9 @@ def _copy_journal(config: FleetConfig, target: Path) -> tuple[int, int, str, str
         run = copied.last_run()
         if run is None:
             bundle = read_bundle(config.bundle)
-            return 0, 0, "", bundle.manifest.encoder_id, bundle.classes.digest
+            return _Copied(bundle.manifest.encoder_id, bundle.classes.digest)
         closed = copied.rounds_closed(run.id)
-    return closed, exchanges(run.plan), run.id, run.encoder_id, run.classes_digest
+    return _Copied(run.encoder_id, run.classes_digest, run.id, closed, exchanges(run.plan))
 
 
 def _copy_files(config: FleetConfig, content: Path) -> tuple[Path | None, dict[str, str]]:
@@ -266,19 +217,10 @@ def _moved_toml(path: Path, config: FleetConfig, moved: Mapping[str, str]) -> st
     return changed
 
 
-def _move_broker(new: Path, old_site: str, site: Path) -> None:
-    """Correct the paths in mosquitto.conf, if they are those of the folder of before."""
-    path = new / _MOSQUITTO
-    if path.is_file():
-        mode = stat.S_IMODE(path.stat().st_mode)
-        path.write_text(path.read_text().replace(f"{old_site}/", f"{site}/"))
-        path.chmod(mode)
-
-
 def _check_replaceable(target: Path, fleet: str) -> None:
     try:
-        with _opened(target) as tar:
-            is_ours = _read_contents(tar, target).fleet == fleet
+        with opened(target) as tar:
+            is_ours = read_contents(tar, target).fleet == fleet
     except ConfigError:
         is_ours = False
     if not is_ours:
@@ -288,96 +230,8 @@ def _check_replaceable(target: Path, fleet: str) -> None:
         )
 
 
-def _pack(content: Path, names: tuple[str, ...], target: Path) -> None:
-    handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "wb") as file:
-        with tarfile.open(fileobj=file, mode="w") as tar:
-            for name in names:
-                tar.add(content / name, name, recursive=False)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-@contextlib.contextmanager
-def _opened(source: Path) -> Iterator[tarfile.TarFile]:
-    """Open a backup; what is wrong with its bytes becomes a ConfigError."""
-    try:
-        with tarfile.open(source, "r:") as tar:
-            yield tar
-    except tarfile.TarError as error:
-        raise _damaged(source, str(error)) from error
-    except OSError as error:
-        if error.filename is None or Path(error.filename) == source:
-            raise ConfigError(
-                f"{source} cannot be read: {error.strerror or error}; name a file that "
-                "`fedclip-edge backup` wrote"
-            ) from error
-        raise
-
-
-def _read_contents(tar: tarfile.TarFile, source: Path) -> Backup:
-    try:
-        table = json.loads(_member(tar, _CONTENTS).read())
-    except (KeyError, ValueError, RecursionError) as error:
-        raise _damaged(source, f"it has no readable {_CONTENTS}") from error
-    found = table.get("format") if isinstance(table, dict) else None
-    if found != _FORMAT:
-        raise ConfigError(
-            f"{source} is a backup of format {found}, this version of fedclip-edge reads {_FORMAT}"
-            "; restore it with the version that wrote it"
-        )
-    return read_table(Backup, table, str(source))
-
-
-def _extract(tar: tarfile.TarFile, name: str, path: Path) -> str:
-    """Write a member to the new file `path`; returns its SHA-256."""
-    try:
-        member = _member(tar, name)
-        mode = tar.getmember(name).mode & 0o777
-    except KeyError:
-        return ""
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "wb") as file:
-        shutil.copyfileobj(member, file, _PIECE_BYTES)
-        file.flush()
-        os.fsync(file.fileno())
-    path.chmod(mode)
-    return _sha256(path)
-
-
-def _member(tar: tarfile.TarFile, name: str) -> IO[bytes]:
-    """A member that is an ordinary file; raises KeyError if there is none."""
-    file = tar.extractfile(name) if tar.getmember(name).isreg() else None
-    if file is None:
-        raise KeyError(name)
-    return file
-
-
 def _copy_bytes(data: bytes, target: Path, like: Path) -> None:
     """Write a new file with the mode of the file `like`; its folder is private until the end."""
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(data)
     target.chmod(stat.S_IMODE(like.stat().st_mode))
-
-
-def _make(new: Path, folder: Path) -> None:
-    try:
-        new.rename(folder)
-    except OSError as error:
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-            raise ConfigError(f"{folder} already exists and was not changed") from None
-        raise
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(_PIECE_BYTES):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
-def _damaged(source: Path, what: str) -> ConfigError:
-    return ConfigError(
-        f"{source} is not a whole backup: {what}; nothing was restored; use another backup"
-    )

@@ -15,9 +15,10 @@ import pytest
 import system
 
 from fedclip_edge.config import load_fleet
-from fedclip_edge.coordinator.backup import make_backup, restore_backup
+from fedclip_edge.coordinator.backup import make_backup
 from fedclip_edge.coordinator.journal import Journal, open_journal
 from fedclip_edge.coordinator.journal_tables import Run
+from fedclip_edge.coordinator.restore import restore_backup
 from fedclip_edge.coordinator.run_state import stored_model
 from fedclip_edge.errors import ConfigError, JournalError
 from fedclip_edge.learning.schedule import Schedule
