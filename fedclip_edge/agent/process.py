@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 from fedclip_edge import log
+from fedclip_edge.agent.broker_choice import BrokerChoice
 from fedclip_edge.agent.encoding_link import EncodingLink
 from fedclip_edge.agent.features import prepare_features
 from fedclip_edge.agent.publisher import retained, will
@@ -24,7 +25,7 @@ from fedclip_edge.agent.session import Session, start_session
 from fedclip_edge.agent.state_db import open_state_db
 from fedclip_edge.agent.trainer import LocalTrainer, allowed_methods
 from fedclip_edge.config import AgentConfig
-from fedclip_edge.errors import ConfigError, DiskError, RefusedError
+from fedclip_edge.errors import ConfigError, DiskError, LinkError, RefusedError
 from fedclip_edge.learning import methods
 from fedclip_edge.pki.expiry import Expiry
 from fedclip_edge.pki.own_certificate import check_own_certificate
@@ -32,7 +33,7 @@ from fedclip_edge.processes.systemd import SYSTEMD
 from fedclip_edge.protocol.signing import load_identity
 from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.storage.lock import lock_file
-from fedclip_edge.transport.base import Connected, Disconnected, device_client
+from fedclip_edge.transport.base import Connected, Disconnected, Traffic, device_client
 from fedclip_edge.transport.mqtt import PahoTransport
 from fedclip_edge.vision.bundle import read_bundle
 from fedclip_edge.vision.bundle_warnings import bundle_warnings
@@ -68,48 +69,75 @@ def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) ->
     ):
         identity = load_identity(config.broker.key, config.state_dir / "device.key")
         incarnation = secrets.token_hex(8)
-        early = EncodingLink(
-            lambda topics: PahoTransport(
-                config.broker,
-                device_client(config.fleet, config.id, incarnation),
-                topics,
-                will(config, identity, incarnation),
-            ),
-            functools.partial(retained, config, identity),
-            incarnation,
-        )
+        choice = BrokerChoice(config.broker, state_db)
+
+        def new_link() -> EncodingLink:
+            return EncodingLink(
+                lambda topics: PahoTransport(
+                    choice.current,
+                    device_client(config.fleet, config.id, incarnation),
+                    topics,
+                    will(config, identity, incarnation),
+                ),
+                functools.partial(retained, config, identity),
+                incarnation,
+            )
+
+        early = new_link()
         try:
             SYSTEMD.ready()  # encoding may take hours
             index = PictureIndex()
             data = prepare_features(config, bundle, _both(early.tell, progress), index)
-            link = early.connect(Topics(config.fleet).for_device(config.id))
             trainer = LocalTrainer(
-                config, bundle.classes, bundle.manifest.dim, data, link.traffic, _load_torch
+                config, bundle.classes, bundle.manifest.dim, data, _no_traffic, _load_torch
             )
-            session = start_session(
-                config=config,
-                incarnation=incarnation,
-                encoder_id=bundle.manifest.encoder_id,
-                classes_digest=bundle.classes.digest,
-                class_names=bundle.classes.names,
-                learner=trainer,
-                identity=identity,
-                transport=link,
-                state_db=state_db,
-            )
-            if not isinstance(early.last_event, Disconnected):
-                broker = f"{config.broker.host}:{config.broker.port}"
-                log.event("connected", broker=broker, id=config.id)
-            if isinstance(early.last_event, Connected):
-                session.handle_event(early.last_event, time.monotonic())
             renew = (
                 f"run `fedclip-edge renew {config.id}`, copy its file here and restart the agent"
             )
             expiry = Expiry(config.broker.certificate, renew)
             rescan = Rescan(config, bundle, trainer, index, time.monotonic())
-            loop(session, once=once, expiry=expiry, rescan=rescan)
+            attempts = 0  # in a row that failed
+            while True:
+                try:
+                    link = early.connect(Topics(config.fleet).for_device(config.id))
+                except (LinkError, ConfigError) as error:
+                    attempts += 1
+                    choice.note_failure(time.monotonic())
+                    is_first = trainer.traffic is _no_traffic
+                    if (is_first and attempts == 2) or not choice.switch(str(error)):
+                        raise
+                    SYSTEMD.turn()
+                    early = new_link()
+                    continue
+                attempts, trainer.traffic = 0, link.traffic
+                session = start_session(
+                    config=config,
+                    incarnation=incarnation,
+                    encoder_id=bundle.manifest.encoder_id,
+                    classes_digest=bundle.classes.digest,
+                    class_names=bundle.classes.names,
+                    learner=trainer,
+                    identity=identity,
+                    transport=link,
+                    state_db=state_db,
+                )
+                if not isinstance(early.last_event, Disconnected):
+                    broker = f"{choice.current.host}:{choice.current.port}"
+                    log.event("connected", broker=broker, id=config.id)
+                if isinstance(early.last_event, Connected):
+                    session.handle_event(early.last_event, time.monotonic())
+                if not loop(session, once=once, expiry=expiry, rescan=rescan, choice=choice):
+                    break
+                early.close()
+                choice.switch("the broker moved, or cannot be reached here")
+                early = new_link()
         finally:
             early.close()
+
+
+def _no_traffic() -> Traffic | None:
+    """There is no link yet."""
+    return None
 
 
 def _both(one: Progress, other: Progress | None) -> Progress:
@@ -169,11 +197,16 @@ def _make_state_dir(folder: Path) -> None:
 
 
 def loop(
-    session: Session, *, once: bool, expiry: Expiry | None = None, rescan: Rescan | None = None
-) -> None:
+    session: Session,
+    *,
+    once: bool,
+    expiry: Expiry | None = None,
+    rescan: Rescan | None = None,
+    choice: BrokerChoice | None = None,
+) -> bool:
     """Handle pending events, do one piece of work, and repeat; with `once`, return after one run.
 
-    Without `once`, a device that the coordinator refuses in its run waits for another run. With
+    Returns True before that if the device should use the other address of `choice`. Without `once`, a device that the coordinator refuses in its run waits for another run. With
     `once` that raises RefusedError.
 
     Events come first because they may make work unnecessary. At most _EVENTS_AT_ONCE are handled
@@ -196,10 +229,13 @@ def loop(
             )
         if expiry is not None:
             expiry.look(time.monotonic())
-        SYSTEMD.status(_status(session))
-        SYSTEMD.turn()
+        if SYSTEMD.listens:
+            SYSTEMD.status(_status(session))
+            SYSTEMD.turn()
         if session.finished:
             log.event("run_done", refused_messages=session.refused_messages)
             if once:
-                return
+                return False
             session.finished = False
+        if choice is not None and choice.look(session, time.monotonic()):
+            return True

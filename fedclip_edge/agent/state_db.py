@@ -29,6 +29,7 @@ import safetensors.numpy
 
 from fedclip_edge.errors import ConfigError, DiskError
 from fedclip_edge.protocol.hand_over import HandOver
+from fedclip_edge.protocol.messages import Address
 from fedclip_edge.records import Arrays, in_order
 from fedclip_edge.storage.sqlite import (
     Connection,
@@ -62,6 +63,10 @@ CREATE TABLE parked (
 CREATE TABLE residual (
     run TEXT NOT NULL REFERENCES run (id) ON DELETE CASCADE, sha256 TEXT NOT NULL,
     terms BLOB NOT NULL, PRIMARY KEY (run, sha256)
+);
+CREATE TABLE broker (
+    only INTEGER PRIMARY KEY CHECK (only = 1), was_host TEXT NOT NULL, was_port INTEGER NOT NULL,
+    host TEXT NOT NULL, port INTEGER NOT NULL
 );
 CREATE TABLE hand_over (old TEXT PRIMARY KEY, new TEXT NOT NULL, signature TEXT NOT NULL);
 """,
@@ -224,6 +229,20 @@ class StateDb:
             with suppress(ValueError):  # damaged on disk; the coordinator shows it again
                 found.append(HandOver(*row))
         return tuple(found)
+
+    def move_broker(self, was: Address, now: Address) -> None:
+        """Store that the broker, which agent.toml says is at `was`, is at `now`."""
+        with self._writing():
+            self._database.execute(
+                "INSERT OR REPLACE INTO broker VALUES (1, ?, ?, ?, ?)",
+                (was.host, was.port, now.host, now.port),
+            )
+
+    def broker(self, was: Address) -> Address | None:
+        """The address that the broker at `was` moved to; None if it did not move."""
+        query = "SELECT host, port FROM broker WHERE was_host = ? AND was_port = ?"
+        rows = self._rows(query, was.host, was.port)
+        return Address(*rows[0]) if rows else None
 
     def close(self) -> None:
         self._database.close()

@@ -228,7 +228,7 @@ def coordinate(
             claim.link,
             claim.incarnation,
             claim.epoch,
-            () if registry is None else registry.hand_overs,
+            registry,
         ),
         now,
         invited=invited,

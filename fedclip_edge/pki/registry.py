@@ -56,6 +56,7 @@ class Registry:
     reload: str = ""  # the command that makes the broker read its files again
     devices: Mapping[str, Device] = field(default_factory=dict)
     hand_overs: tuple[HandOver, ...] = ()  # from earlier keys of the coordinator, oldest first
+    moved: bool = False  # the broker was at another address before; devices are told the new one
     retired: tuple[str, ...] = ()  # serial numbers of the certificates of those keys, hex
 
     def __post_init__(self) -> None:

@@ -56,6 +56,11 @@ class Systemd:
             with contextlib.suppress(OSError, ValueError):  # standard error is no file
                 faulthandler.enable()
 
+    @property
+    def listens(self) -> bool:
+        """True if systemd started this process, and reads its messages."""
+        return self._socket is not None
+
     def ready(self) -> None:
         """Say that the service has started; the watchdog begins."""
         self._alive_at = time.monotonic()

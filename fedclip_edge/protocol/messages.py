@@ -122,6 +122,21 @@ class Capabilities:
 
 
 @dataclass(frozen=True)
+class Address:
+    """Host and port of a broker."""
+
+    host: str
+    port: int
+
+    def __post_init__(self) -> None:
+        _check_text(self.host, "host")
+        if not self.host.strip():
+            raise ValueError("host: expected a host name or an IP address")
+        if not 1 <= self.port <= 65535:
+            raise ValueError(f"port: expected 1 to 65535, got {self.port}")
+
+
+@dataclass(frozen=True)
 class CoordinatorState:
     """The coordinator's retained state, online (its birth message) or offline (also its will).
 
@@ -135,6 +150,7 @@ class CoordinatorState:
     key: str
     # From earlier keys, oldest first: a device that knows one of them accepts `key`.
     hand_overs: tuple[HandOver, ...] = ()
+    moved_to: Address | None = None  # the broker's address, if it has moved
 
     def __post_init__(self) -> None:
         if len(self.hand_overs) > MAX_HAND_OVERS:

@@ -273,7 +273,7 @@ def test_a_file_of_something_else_is_refused_in_words(path: Path) -> None:
     database = sqlite3.connect(path)
     database.execute("PRAGMA user_version = 9")
     database.close()
-    with pytest.raises(ConfigError, match="format version 9, this program uses 4"):
+    with pytest.raises(ConfigError, match="format version 9, this program uses 5"):
         open_state_db(path)
 
 

@@ -26,6 +26,7 @@ RECORDS: dict[type[Any], dict[str, Any]] = {
 }
 RECORDS[messages.Blob] = RECORDS[messages.Offer]["blob"]
 RECORDS[messages.Encoding] = RECORDS[messages.DeviceState]["encoding"]
+RECORDS[messages.Address] = RECORDS[messages.CoordinatorState]["moved_to"]
 RECORDS[HandOver] = RECORDS[messages.CoordinatorState]["hand_overs"][0]
 RECORDS[Plan] = RECORDS[messages.Manifest]["plan"]
 RECORDS[messages.Exchange] = RECORDS[messages.Manifest]["exchange"]

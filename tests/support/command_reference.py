@@ -19,6 +19,7 @@ ARGUMENTS: Mapping[tuple[str, str], str] = {
     ("export", "SOURCE"): "A recipe, a model of open_clip, `local-dir:FOLDER`, or `tiny`.",
     ("bundle verify", "FOLDER"): "The folder of the bundle.",
     ("broker init", "FOLDER"): "The folder to make.",
+    ("broker move", "FOLDER"): "The folder of the fleet.",
     ("broker rotate", "FOLDER"): "The folder of the fleet.",
     ("enroll", "ID"): "The device's id. It may be left out if `--csr` names it.",
     ("renew", "ID"): "The device's id.",

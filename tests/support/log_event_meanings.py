@@ -106,6 +106,15 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             f"once, and every {REPEAT_S / 3600:g} h for the same reason.",
             "The reason names the remedy, such as copying the bundle.",
         ),
+        "broker_moved": Event(
+            "The coordinator says that the broker has a new address. The device remembers it, and goes "
+            "there when the coordinator leaves the old one.",
+        ),
+        "broker_switched": Event(
+            "The device uses the other one of two addresses of the broker: that of `agent.toml`, or "
+            "the one that the coordinator named.",
+            "If it is written again and again, none of them works: check both.",
+        ),
         "coordinator_key_replaced": Event(
             "The coordinator has a new key, which its earlier key names in a signed statement. The "
             "device accepts only the new one from now on, also after a restart.",

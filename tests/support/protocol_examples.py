@@ -82,7 +82,13 @@ HANDED_OVER = hand_over(EARLIER, COORDINATOR.key)
 
 EXAMPLES: Mapping[str, messages.Message] = {
     "coordinator": messages.CoordinatorState(
-        "9f0e", 7, RUN, online=True, key=COORDINATOR.key, hand_overs=(HANDED_OVER,)
+        "9f0e",
+        7,
+        RUN,
+        online=True,
+        key=COORDINATOR.key,
+        hand_overs=(HANDED_OVER,),
+        moved_to=messages.Address("broker.example", 8883),
     ),
     "device": messages.DeviceState("5b2d", online=True, encoding=messages.Encoding(1200, 30000)),
     "hello": messages.Hello(
@@ -374,6 +380,7 @@ def classes_digest() -> str:
 NESTED = (
     messages.Blob,
     HandOver,
+    messages.Address,
     messages.Encoding,
     messages.Capabilities,
     messages.Pictures,

@@ -31,6 +31,7 @@ from fedclip_edge.protocol import chunks, codec, messages, topics, wire
 from fedclip_edge.protocol.hand_over import HandOver
 from fedclip_edge.protocol.messages import (
     CHUNK_BYTES,
+    Address,
     Blob,
     Capabilities,
     CoordinatorState,
@@ -137,6 +138,8 @@ MEANINGS: Mapping[str, tuple[str, list[Any], list[Any]]] = {
         [None],
         [[], "x", 0, {"nobody": 1}],
     ),
+    "host": ("1 to 128 printable characters, not only spaces", ["h", "::1"], ["", " ", "x" * 129]),
+    "port": ("integer, 1 to 65535", [1, 65535], [0, 65536, "1", None]),
     "signature": ("128 lower-case hex digits", ["0" * 128], ["", "0" * 127, "A" * 128, None]),
     "hand-overs": ("0 to 16 statements", [[]], [[{}], [1], {}, "x", None]),
     "class names": (
@@ -189,6 +192,11 @@ FIELDS: Mapping[type[Any], Mapping[str, tuple[str, str]]] = {
             "hand-overs",
             "statements of earlier keys, oldest first; empty if the key was never replaced",
         ),
+        "moved_to": ("record or null", "the broker's address, if it was another one before"),
+    },
+    Address: {
+        "host": ("host", "name or IP address"),
+        "port": ("port", "TCP port"),
     },
     HandOver: {
         "old": ("hash", "a key of the coordinator"),
