@@ -22,7 +22,7 @@ from fedclip_edge.coordinator import commands, control, coordinator, publisher
 from fedclip_edge.coordinator.journal import Journal, open_journal
 from fedclip_edge.coordinator.journal_tables import Run
 from fedclip_edge.coordinator.run_choice import choose_run
-from fedclip_edge.coordinator.server import Claim, Server, coordinate
+from fedclip_edge.coordinator.server import Basis, Claim, Server, coordinate
 from fedclip_edge.coordinator.trainer import Trainer, start_trainer, trainer_id
 from fedclip_edge.errors import ConfigError, FedclipError, PeerError, RunError
 from fedclip_edge.learning import methods
@@ -86,9 +86,7 @@ def serve(
     """
     check_own_certificate(config.broker.certificate, COORDINATOR, config.fleet)
     enrolled = _read_registry(config)
-    bundle = read_bundle(config.bundle)
-    for caution in bundle_warnings(bundle.manifest):
-        log.event("bundle_caution", bundle=config.bundle, caution=caution)
+    basis = _read_basis(config)
     device = trainer_id(config)
     invited = frozenset(() if device is None else (device,))
     journal = open_journal(config.journal, config.keep_models)
@@ -98,9 +96,14 @@ def serve(
         contextlib.ExitStack() as closing,
     ):
         journal.check()
-        dim, encoder_id = bundle.manifest.dim, bundle.manifest.encoder_id
         chosen = choose_run(
-            config, bundle.classes, dim, encoder_id, journal, new_run=new_run, once=once
+            config,
+            basis.classes,
+            basis.dim,
+            basis.encoder_id,
+            journal,
+            new_run=new_run,
+            once=once,
         )
         me = signing.load_identity(config.broker.key, config.journal.with_suffix(".key"))
         _check_own_key(config, enrolled, me)
@@ -113,14 +116,19 @@ def serve(
             config,
             run,
             journal,
-            bundle,
+            basis,
             claim,
             me,
             time.monotonic(),
             invited=invited,
             registry=enrolled,
         )
-        server = Server(config, journal, first, reload or (lambda: config), invited)
+
+        def load_again() -> tuple[FleetConfig, Basis]:
+            loaded = config if reload is None else reload()
+            return loaded, _read_basis(loaded)
+
+        server = Server(config, journal, first, load_again, invited)
         trainer = None
         try:
             operator = control.listen(control.socket_path(config.journal))
@@ -202,6 +210,14 @@ def _status(serving: coordinator.Coordinator) -> str:
         f"{rounds.run}: {'over' if rounds.phase == 'done' else where}, "
         f"{online} device{'' if online == 1 else 's'} online"
     )
+
+
+def _read_basis(config: FleetConfig) -> Basis:
+    """Read the bundle; raises BundleError."""
+    bundle = read_bundle(config.bundle)
+    for caution in bundle_warnings(bundle.manifest):
+        log.event("bundle_caution", bundle=config.bundle, caution=caution)
+    return Basis(bundle.classes, bundle.manifest.dim, bundle.manifest.encoder_id)
 
 
 def _read_registry(config: FleetConfig) -> registry.Registry | None:

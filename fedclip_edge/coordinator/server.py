@@ -31,8 +31,8 @@ from fedclip_edge.errors import BundleError, ConfigError
 from fedclip_edge.learning.schedule import Schedule, exchanges
 from fedclip_edge.pki.registry import Registry
 from fedclip_edge.protocol.signing import Identity
+from fedclip_edge.records import ClassTexts
 from fedclip_edge.transport.base import Connected, Transport
-from fedclip_edge.vision.bundle import Bundle, read_bundle
 
 _LOOKS_S = 1.0  # between two looks at the schedule
 
@@ -46,14 +46,24 @@ class Claim:
     epoch: int
 
 
+@dataclass(frozen=True, eq=False)
+class Basis:
+    """The classes and features that a run is about."""
+
+    classes: ClassTexts
+    dim: int  # D
+    encoder_id: str
+
+
 @dataclass(eq=False)
 class Server:
-    """The serving process; `open_server` makes it. All methods are for the main thread."""
+    """The serving process. All methods are for its main thread."""
 
     config: FleetConfig
     journal: Journal
     coordinator: Coordinator  # of the newest run; it stays when the run is over
-    load: Callable[[], FleetConfig]  # reads fleet.toml as it is now
+    # Reads fleet.toml and the bundle as they are now; raises ConfigError and BundleError.
+    load: Callable[[], tuple[FleetConfig, Basis]]
     invited: frozenset[str] = frozenset()
     _looked_at: float = 0.0
     _not_started: str = ""  # why a run that was due did not start
@@ -84,9 +94,24 @@ class Server:
         BundleError if fleet.toml or the bundle cannot be used as they are now, ConfigError if there
         is no such model, JournalError on a disk error.
         """
-        config, bundle = self._settings()
-        dim, encoder_id = bundle.manifest.dim, bundle.manifest.encoder_id
-        chosen = next_run(config, bundle.classes, dim, encoder_id, self.journal, by=by, start=start)
+        loaded, basis = self.load()
+        # The rest belongs to the process, and stays.
+        config = replace(
+            self.config,
+            bundle=loaded.bundle,
+            rules=loaded.rules,
+            plan=loaded.plan,
+            schedule=loaded.schedule,
+        )
+        chosen = next_run(
+            config,
+            basis.classes,
+            basis.dim,
+            basis.encoder_id,
+            self.journal,
+            by=by,
+            start=start,
+        )
 
         def begin(now: float) -> Run:
             run = chosen.begin()
@@ -97,7 +122,7 @@ class Server:
                 config,
                 run,
                 self.journal,
-                bundle,
+                basis,
                 claim,
                 ours.identity,
                 now,
@@ -187,24 +212,12 @@ class Server:
             hint=None if schedule.starts_runs else "`fedclip-edge run start` starts the next run",
         )
 
-    def _settings(self) -> tuple[FleetConfig, Bundle]:
-        """The settings of a new run; what belongs to the process stays as it is."""
-        loaded = self.load()
-        config = replace(
-            self.config,
-            bundle=loaded.bundle,
-            rules=loaded.rules,
-            plan=loaded.plan,
-            schedule=loaded.schedule,
-        )
-        return config, read_bundle(config.bundle)
-
 
 def coordinate(
     config: FleetConfig,
     run: Run,
     journal: Journal,
-    bundle: Bundle,
+    basis: Basis,
     claim: Claim,
     identity: Identity,
     now: float,
@@ -216,7 +229,7 @@ def coordinate(
 
     `now` is monotonic, in seconds.
     """
-    schedule = Schedule(run.plan, bundle.classes, bundle.manifest.dim)
+    schedule = Schedule(run.plan, basis.classes, basis.dim)
     state = open_run_state(run, journal, schedule)
     return resume_coordinator(
         config,
@@ -233,5 +246,5 @@ def coordinate(
         now,
         invited=invited,
         registry=registry,
-        class_names=bundle.classes.names,
+        class_names=basis.classes.names,
     )

@@ -29,7 +29,10 @@ ARGUMENTS: Mapping[tuple[str, str], str] = {
     ("backup", "FILE"): "The tar file to write.",
     ("restore", "FILE"): "The backup.",
     ("restore", "FOLDER"): "The folder to make.",
-    ("run start", "CONFIG"): "The coordinator's [configuration file](configuration.md).",
+    **{
+        (f"run {name}", "CONFIG"): "The coordinator's [configuration file](configuration.md)."
+        for name in ("start", "pause", "resume", "close", "abandon", "extend")
+    },
     ("agent", "CONFIG"): "The device's [configuration file](configuration.md).",
     ("predict", "PICTURES"): "Picture files, or folders with pictures.",
 }

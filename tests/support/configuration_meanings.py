@@ -16,6 +16,7 @@ from fedclip_edge.config import (
     EncoderConfig,
     FleetConfig,
     RunRules,
+    RunSchedule,
     Trainer,
 )
 from fedclip_edge.learning.methods import (
@@ -51,9 +52,10 @@ MEANINGS: Mapping[type[Any], Mapping[str, str]] = {
         "fleet": "Name of the fleet. It is part of every MQTT topic; all devices use the same one.",
         "bundle": "Folder of the bundle, with the encoder and the class texts. Every device needs "
         "a copy.",
-        "journal": "SQLite file with the state of the run. `serve` continues from it after a "
-        "restart. The trained models are written to the folder `models` next to it.",
-        "keep_models": "Number of models of each run that the journal keeps, the newest ones. If the "
+        "journal": "SQLite file with the state of all runs. `serve` continues from it after a "
+        "restart. The control socket has the same name with the ending `.sock`. The trained models are written to the folder `models` next to it.",
+        "keep_models": "Number of models of the run under way that the journal keeps, the newest ones; of a "
+        "run that is over it keeps the last one. If the "
         "newest model is damaged, `serve --from-round` can go back to one of the others.",
         "registry": "The file `devices.json` of the enrolled devices, which `fedclip-edge broker "
         "init` makes. Without it, any device may join.",
@@ -105,6 +107,16 @@ MEANINGS: Mapping[type[Any], Mapping[str, str]] = {
         "go on.",
         "cohort": "Number of devices that take part in a round. 0 means all that are online.",
         "upload_slots": "Number of devices that may upload at the same time.",
+    },
+    RunSchedule: {
+        "start": "`manual`: the first run waits for `fedclip-edge run start`, or until it is due. "
+        "Otherwise the first run starts when `serve` starts with a new journal.",
+        "every": "Time from the start of one run to the start of the next. Not together with `at`.",
+        "at": "Time of day at which a run starts, on the coordinator's own clock.",
+        "new_pictures": "Start a run when the devices have so many labelled pictures that the last "
+        "run did not have. The devices count them themselves.",
+        "model": "The model that such a run starts from: `zero-shot`, or that of the last run that "
+        "is done. Not for a method that makes its model in one round.",
     },
     Trainer: {
         "config": "The `agent.toml` of that device. It has the same fleet and broker.",
@@ -220,6 +232,9 @@ TABLES: Mapping[str, str] = {
     "plan.options": "Options of the method.",
     "plan.strategy_options": "Options of the strategy.",
     "broker": "Address of the MQTT broker, and how to log in.",
+    "schedule": "When runs start by themselves. Whichever is due first starts the next run; one that is "
+    "due during another run, or while `serve` is not running, starts as soon as it can. Without this "
+    "table, the first run starts at once and each further one with `fedclip-edge run start`.",
     "trainer": "A device that `serve` starts as a child process, with pictures of the operator. "
     "Without this table there is no such device.",
     "data": "The pictures of this device.",

@@ -19,6 +19,7 @@ from fedclip_edge.config import (
     EncoderConfig,
     FleetConfig,
     RunRules,
+    RunSchedule,
     Trainer,
 )
 from fedclip_edge.learning import methods, strategies
@@ -146,6 +147,21 @@ RANGES: Mapping[type[Any], Mapping[str, Range]] = {
         "grace_s": numbers(0, math.inf, below=True),
         "cohort": integers(0),
         "upload_slots": integers(1),
+    },
+    RunSchedule: {
+        "start": CHOICE,
+        "every": Range(
+            "a whole number with a unit: s, m, h or d",
+            ("1s", "30m", "24h", "7d", "999999d"),
+            ("", "0h", "24", "1.5h", "-1h", "h", "24 h", "1000000s"),
+        ),
+        "at": Range(
+            "a time of day, HH:MM",
+            ("00:00", "02:30", "23:59"),
+            ("", "24:00", "2:30", "02:60", "02:30:00"),
+        ),
+        "new_pictures": integers(1),
+        "model": CHOICE,
     },
     Trainer: {"config": PATH},
     DataConfig: {

@@ -81,6 +81,19 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "No picture of this class is on the test side, so its accuracy is unknown.",
             "Add pictures of the class.",
         ),
+        "pictures_changed": Event(
+            "The picture folder has other pictures than at the last reading. The device uses them from "
+            "now on, and tells the coordinator how many it has.",
+        ),
+        "pictures_not_read": Event(
+            "The picture folder cannot be read again, or is empty, as if its share was not mounted. The "
+            "device goes on with the pictures that it knows.",
+            "Mount the share, or add pictures.",
+        ),
+        "encoding_new_pictures": Event(
+            "The device needs more than a few seconds to encode new pictures. Until it is ready it "
+            "counts as offline.",
+        ),
         "features_ready": Event("The features of all pictures are ready, new or from the cache."),
         "pictures_withheld": Event(
             "No update depends on these pictures, because a class or one side of it has fewer than "
@@ -177,7 +190,18 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "because its settings have changed before it had any result.",
             "To use its newest model, follow `hint`.",
         ),
-        "serving": Event("The coordinator is online and waits for devices."),
+        "serving": Event(
+            "A run begins, or the coordinator has started: it is online and waits for devices.",
+        ),
+        "between_runs": Event(
+            "No run is under way. The devices still get the last model.",
+            "Follow `hint`, if there is one.",
+        ),
+        "run_not_started": Event(
+            "A run was due and could not start. The coordinator tries again every second, and writes "
+            "each reason once.",
+            "Correct what `reason` names; a change of `fleet.toml` needs no restart.",
+        ),
         "joined": Event("A device said hello and was admitted."),
         "device_refused": Event(
             "A device was not admitted, or lost its admission. Its agent waits for another run "
@@ -267,7 +291,7 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
         ),
         "link_lost": _LINK_LOST,
         "model_written": Event("The model of the run is in this file."),
-        "run_done": Event("The run is over, and `serve` ends."),
+        "run_done": Event("The run is over. `serve --once` ends; `serve` waits for the next run."),
     },
     BOTH: {
         "stopped": Event(
@@ -349,6 +373,14 @@ FIELDS: Mapping[str, str] = {
     "client": "MQTT client id of the device.",
     "code": "Exit code of the process.",
     "cohort": "Number of devices that were asked to contribute.",
+    "added": "Number of pictures that were not there before.",
+    "removed": "Number of pictures that are not there any more.",
+    "cause": "Why the run was due.",
+    "next_at": "Time at which the next run is due.",
+    "between_runs.new_pictures": "Number of new pictures that starts the next run.",
+    "started_from": "`zero-shot`, or the run whose model this run started from.",
+    "paused": "True if the operator has paused the run.",
+    "over": "True if the run was over before this process started.",
     "command": "Name of the command.",
     "arguments": "Arguments of the command, as JSON.",
     "user": "Unix user that gave the command.",
