@@ -30,8 +30,10 @@ from fedclip_edge.errors import (
     ConfigError,
     DataError,
     DiskError,
+    JournalError,
     LinkError,
     RefusedError,
+    RunError,
 )
 from fedclip_edge.learning import methods, strategies
 from fedclip_edge.pki import mosquitto
@@ -72,15 +74,22 @@ def test_the_sample_fleet_configuration_loads_and_names_every_key() -> None:
     assert "fleet.example.toml" in (ROOT / "device" / "README.md").read_text(encoding="utf-8")
 
 
-def unit() -> configparser.ConfigParser:
+AGENT_UNIT = ROOT / "device" / "fedclip-edge-agent.service"
+COORDINATOR_UNIT = ROOT / "coordinator" / "fedclip-edge-coordinator.service"
+UNITS = pytest.mark.parametrize("path", [AGENT_UNIT, COORDINATOR_UNIT], ids=lambda path: path.stem)
+ANALYZE = shutil.which("systemd-analyze")
+
+
+def service(path: Path) -> configparser.SectionProxy:
     parser = configparser.ConfigParser(strict=False, interpolation=None)
     parser.optionxform = str  # type: ignore[assignment,method-assign]
-    parser.read(ROOT / "device" / "fedclip-edge-agent.service")
-    return parser
+    parser.read(path)
+    return parser["Service"]
 
 
-def test_the_unit_starts_a_real_command() -> None:
-    program, *arguments = shlex.split(unit()["Service"]["ExecStart"])
+@UNITS
+def test_the_unit_starts_a_real_command(path: Path) -> None:
+    program, *arguments = shlex.split(service(path)["ExecStart"])
     assert Path(program).name == "fedclip-edge"
     name, *rest = arguments
     command = cli.commands[name]
@@ -88,15 +97,61 @@ def test_the_unit_starts_a_real_command() -> None:
     command.make_context(name, list(rest))  # raises for an unknown option
 
 
-def test_the_unit_restarts_on_a_missing_broker_and_on_nothing_hopeless() -> None:
-    service = unit()["Service"]
-    assert service["RestartForceExitStatus"] == str(LinkError.exit_code)
-    usage = click.UsageError.exit_code
-    hopeless = {e.exit_code for e in (ConfigError, DataError, BundleError, RefusedError)} | {usage}
-    assert DiskError.exit_code not in hopeless  # the agent goes on when the disk is free
-    assert {int(code) for code in service["RestartPreventExitStatus"].split()} == hopeless
-    assert "SuccessExitStatus" not in service  # `systemctl stop` ends it with code 0
-    assert int(service["TimeoutStopSec"]) > stopping._GOODBYE_S
+@UNITS
+def test_the_unit_restarts_on_a_missing_broker_and_on_nothing_hopeless(path: Path) -> None:
+    settings = service(path)
+    assert settings["RestartForceExitStatus"] == str(LinkError.exit_code)
+    errors = {ConfigError, BundleError, RefusedError}
+    # A coordinator reads no pictures, and an agent never ends with RunError.
+    errors |= {DataError} if path == AGENT_UNIT else {RunError}
+    hopeless = {error.exit_code for error in errors} | {click.UsageError.exit_code}
+    # It goes on when the disk is free.
+    assert not {DiskError.exit_code, JournalError.exit_code} & hopeless
+    assert {int(code) for code in settings["RestartPreventExitStatus"].split()} == hopeless
+    assert settings["Restart"] == "on-failure"  # also after a hang
+    assert "SuccessExitStatus" not in settings  # `systemctl stop` ends it with code 0
+    assert int(settings["TimeoutStopSec"]) > stopping._GOODBYE_S
+
+
+@UNITS
+def test_the_unit_asks_for_what_the_program_tells(path: Path) -> None:
+    settings = service(path)
+    assert settings["Type"] == "notify"
+    assert "NotifyAccess" not in settings  # by default only the main process, not its trainer
+    assert settings["WatchdogSec"] == ("30min" if path == AGENT_UNIT else "5min")
+
+
+@UNITS
+def test_the_user_of_the_unit_is_the_one_that_the_instructions_create(path: Path) -> None:
+    text = (path.parent / "README.md").read_text(encoding="utf-8")
+    assert f"useradd --system --no-create-home {service(path)['User']}\n" in text
+    assert f"install -m 644 {path.relative_to(ROOT)} /etc/systemd/system/" in text
+    program = service(path)["ExecStart"].split()[0]
+    assert f"python3 -m venv {Path(program).parents[1]}\n" in text
+
+
+@pytest.mark.skipif(ANALYZE is None, reason="systemd-analyze is not installed")
+@UNITS
+def test_systemd_understands_the_unit(path: Path, tmp_path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    program = service(path)["ExecStart"].split()[0]
+    copy = tmp_path / path.name  # verify wants a program that exists
+    copy.write_text(text.replace(program, sys.executable))
+    assert ANALYZE is not None
+    done = subprocess.run([ANALYZE, "verify", copy], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(ANALYZE is None, reason="systemd-analyze is not installed")
+@UNITS
+def test_systemd_finds_the_unit_closed_enough(path: Path) -> None:
+    assert ANALYZE is not None
+    limit = "40" if path == AGENT_UNIT else "20"  # in tenths; an agent needs its GPU and its files
+    command = [ANALYZE, "security", "--offline=true", f"--threshold={limit}", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "nrecognized option" in done.stderr:
+        pytest.skip("this systemd-analyze is too old for --offline")
+    assert done.returncode == 0, done.stdout[-200:]
 
 
 def test_the_access_list_is_what_the_topics_print() -> None:

@@ -149,7 +149,7 @@ def with_a_popen(folder: Path) -> set[str]:
     }
 
 
-@pytest.mark.parametrize("place", ["device", "broker", "export"])
+@pytest.mark.parametrize("place", ["device", "coordinator", "broker", "export"])
 def test_places_hold_no_python(place: str) -> None:
     assert not list((ROOT / place).rglob("*.py"))
     assert (ROOT / place / "README.md").is_file()

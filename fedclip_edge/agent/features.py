@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fedclip_edge import log
 from fedclip_edge.config import AgentConfig
 from fedclip_edge.errors import DataError
+from fedclip_edge.processes.systemd import SYSTEMD
 from fedclip_edge.records import Features
 from fedclip_edge.vision.bundle import Bundle
 from fedclip_edge.vision.cache import FeatureCache
@@ -136,6 +137,8 @@ class _Overall:
     def tell(self, done: int, missing: int) -> None:
         self._told = self.reached - missing + done
         self.progress(self._told, self.total)
+        SYSTEMD.status(f"encodes its pictures: {self._told} of {self.total} done")
+        SYSTEMD.turn()
 
     def end(self) -> None:
         """Tell the end, if there was a beginning and the last sides were in the cache."""

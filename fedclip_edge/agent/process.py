@@ -16,14 +16,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from fedclip_edge import log
+from fedclip_edge.agent.broker_choice import BrokerChoice
 from fedclip_edge.agent.bundle_download import BundleDownload
 from fedclip_edge.agent.bundle_store import BundleStore, fetched_folder
 from fedclip_edge.agent.bundle_trial import Trial, start_trial
 from fedclip_edge.agent.encoding_link import EncodingLink
 from fedclip_edge.agent.features import prepare_features
-from fedclip_edge.agent.learner import Learner
 from fedclip_edge.agent.monitor import Monitor, monitored
 from fedclip_edge.agent.no_bundle import NoBundle
 from fedclip_edge.agent.publisher import retained, will
@@ -32,15 +33,16 @@ from fedclip_edge.agent.session import Session, start_session
 from fedclip_edge.agent.state_db import StateDb, open_state_db
 from fedclip_edge.agent.trainer import LocalTrainer, allowed_methods
 from fedclip_edge.config import AgentConfig
-from fedclip_edge.errors import BundleError, ConfigError, DiskError, RefusedError
+from fedclip_edge.errors import BundleError, ConfigError, DiskError, LinkError, RefusedError
 from fedclip_edge.learning import methods
 from fedclip_edge.pki.expiry import Expiry
 from fedclip_edge.pki.own_certificate import check_own_certificate
 from fedclip_edge.processes.children import Children
+from fedclip_edge.processes.systemd import SYSTEMD
 from fedclip_edge.protocol.signing import Identity, load_identity
 from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.storage.lock import lock_file
-from fedclip_edge.transport.base import Connected, Disconnected, device_client
+from fedclip_edge.transport.base import Connected, Disconnected, Traffic, device_client
 from fedclip_edge.transport.mqtt import PahoTransport
 from fedclip_edge.vision.bundle import Bundle
 from fedclip_edge.vision.bundle_warnings import bundle_warnings
@@ -49,6 +51,7 @@ from fedclip_edge.vision.picture_index import PictureIndex
 
 _TICK_S = 0.2
 _EVENTS_AT_ONCE = 256
+Ending = Literal["run", "bundle", "broker"]  # what ended the loop
 
 
 def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) -> None:
@@ -76,7 +79,8 @@ def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) ->
         monitored(config) as monitor,
     ):
         identity = load_identity(config.broker.key, config.state_dir / "device.key")
-        box = _Box(config, identity, state_db, store, children, monitor)
+        choice = BrokerChoice(config.broker, state_db)
+        box = _Box(config, identity, state_db, store, children, monitor, choice)
         bundle = bundle or _open_bundle(store)
         while not _serve(box, bundle, once, progress):
             bundle = _open_bundle(store)
@@ -92,6 +96,7 @@ class _Box:
     store: BundleStore
     children: Children
     monitor: Monitor | None
+    choice: BrokerChoice
 
 
 def _open_bundle(store: BundleStore) -> Bundle | None:
@@ -118,55 +123,87 @@ def _serve(box: _Box, bundle: Bundle | None, once: bool, progress: Progress | No
 
     Without a bundle, it takes part in no run and only fetches one.
     """
-    config, identity, incarnation = box.config, box.identity, secrets.token_hex(8)
-    early = EncodingLink(
-        lambda topics: PahoTransport(
-            config.broker,
-            device_client(config.fleet, config.id, incarnation),
-            topics,
-            will(config, identity, incarnation),
-        ),
-        functools.partial(retained, config, identity),
-        incarnation,
-    )
-    monitor = box.monitor
+    config, incarnation = box.config, secrets.token_hex(8)
+
+    def new_link() -> EncodingLink:
+        return EncodingLink(
+            lambda topics: PahoTransport(
+                box.choice.current,
+                device_client(config.fleet, config.id, incarnation),
+                topics,
+                will(config, box.identity, incarnation),
+            ),
+            functools.partial(retained, config, box.identity),
+            incarnation,
+        )
+
+    early = new_link()
     try:
-        index, data = PictureIndex(), None
+        SYSTEMD.ready()  # encoding may take hours
+        trainer = rescan = None
         if bundle is not None:
-            listeners = [early.tell, progress, None if monitor is None else monitor.tell]
+            index = PictureIndex()
+            listeners = [early.tell, progress, None if box.monitor is None else box.monitor.tell]
             data = prepare_features(config, bundle, _each(listeners), index)
-        link = early.connect(Topics(config.fleet).for_device(config.id))
-        learner: Learner = NoBundle(config)
-        rescan = None
-        if bundle is not None and data is not None:
-            learner = trainer = LocalTrainer(
-                config, bundle.classes, bundle.manifest.dim, data, link.traffic, _load_torch
+            trainer = LocalTrainer(
+                config, bundle.classes, bundle.manifest.dim, data, _no_traffic, _load_torch
             )
             rescan = Rescan(config, bundle, trainer, index, time.monotonic())
-        session = start_session(
-            config=config,
-            incarnation=incarnation,
-            encoder_id="" if bundle is None else bundle.manifest.encoder_id,
-            classes_digest="" if bundle is None else bundle.classes.digest,
-            class_names=() if bundle is None else bundle.classes.names,
-            learner=learner,
-            identity=identity,
-            transport=link,
-            state_db=box.state_db,
-            bundles=_bundle_download(box),
-        )
-        if not isinstance(early.last_event, Disconnected):
-            broker = f"{config.broker.host}:{config.broker.port}"
-            log.event("connected", broker=broker, id=config.id)
-        if isinstance(early.last_event, Connected):
-            session.handle_event(early.last_event, time.monotonic())
         renew = f"run `fedclip-edge renew {config.id}`, copy its file here and restart the agent"
         expiry = Expiry(config.broker.certificate, renew)
-        return loop(
-            session, once=once, expiry=expiry, rescan=rescan, store=box.store, monitor=monitor
-        )
+        attempts, has_connected = 0, False  # attempts in a row that failed
+        while True:
+            try:
+                link = early.connect(Topics(config.fleet).for_device(config.id))
+            except (LinkError, ConfigError) as error:
+                attempts += 1
+                box.choice.note_failure(time.monotonic())
+                if (not has_connected and attempts == 2) or not box.choice.switch(str(error)):
+                    raise
+                SYSTEMD.turn()
+                early = new_link()
+                continue
+            attempts, has_connected = 0, True
+            if trainer is not None:
+                trainer.traffic = link.traffic
+            session = start_session(
+                config=config,
+                incarnation=incarnation,
+                encoder_id="" if bundle is None else bundle.manifest.encoder_id,
+                classes_digest="" if bundle is None else bundle.classes.digest,
+                class_names=() if bundle is None else bundle.classes.names,
+                learner=trainer or NoBundle(config),
+                identity=box.identity,
+                transport=link,
+                state_db=box.state_db,
+                bundles=_bundle_download(box),
+            )
+            if not isinstance(early.last_event, Disconnected):
+                broker = f"{box.choice.current.host}:{box.choice.current.port}"
+                log.event("connected", broker=broker, id=config.id)
+            if isinstance(early.last_event, Connected):
+                session.handle_event(early.last_event, time.monotonic())
+            ending = loop(
+                session,
+                once=once,
+                expiry=expiry,
+                rescan=rescan,
+                store=box.store,
+                monitor=box.monitor,
+                choice=box.choice,
+            )
+            if ending != "broker":
+                return ending == "run"
+            early.close()
+            box.choice.switch("the broker moved, or cannot be reached here")
+            early = new_link()
     finally:
         early.close()
+
+
+def _no_traffic() -> Traffic | None:
+    """There is no link yet."""
+    return None
 
 
 def _bundle_download(box: _Box) -> BundleDownload | None:
@@ -188,6 +225,20 @@ def _each(listeners: Sequence[Progress | None]) -> Progress:
                 listener(done, total)
 
     return tell
+
+
+def _status(session: Session) -> str:
+    """The device's part in the run, in one line for systemd."""
+    manifest = session.trust.manifest
+    if not session.handshake.is_connected:
+        return "no link to the broker; connects again"
+    if session.standby.reason:
+        return f"takes no part in the run: {session.standby.reason}"
+    if manifest is None or not session.handshake.is_answered:
+        return "waits for the coordinator"
+    if manifest.phase == "done":
+        return f"{manifest.run}: over"
+    return f"{manifest.run}: round {manifest.exchange.number} ({manifest.phase})"
 
 
 def _check_torch(config: AgentConfig) -> None:
@@ -231,10 +282,12 @@ def loop(
     rescan: Rescan | None = None,
     store: BundleStore | None = None,
     monitor: Monitor | None = None,
-) -> bool:
+    choice: BrokerChoice | None = None,
+) -> Ending:
     """Handle pending events, do one piece of work, and repeat; with `once`, return after one run.
 
-    Returns True after that run, and False once another bundle of `store` is in use.
+    Returns the reason: that run is over, another bundle of `store` is in use, or the device should
+    use the other address of `choice`.
 
     Without `once`, a device that the coordinator refuses in its run waits for another run. With
     `once` that raises RefusedError.
@@ -256,7 +309,7 @@ def loop(
         worked = session.act(time.monotonic())
         if store is not None and (session.has_other_bundle or chosen_at != store.changed_at()):
             session.say_goodbye()
-            return False
+            return "bundle"
         if once and session.standby.reason and not session.is_fetching_bundle:
             raise RefusedError(
                 f"{session.config.id} cannot take part in the run: {session.standby.reason}"
@@ -265,8 +318,13 @@ def loop(
             expiry.look(time.monotonic())
         if monitor is not None:
             monitor.look(session, time.monotonic())
+        if SYSTEMD.listens:
+            SYSTEMD.status(_status(session))
+            SYSTEMD.turn()
         if session.finished:
             log.event("run_done", refused_messages=session.refused_messages)
             if once:
-                return True
+                return "run"
             session.finished = False
+        if choice is not None and choice.look(session, time.monotonic()):
+            return "broker"

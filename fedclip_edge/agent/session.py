@@ -33,6 +33,7 @@ from fedclip_edge.config import AgentConfig
 from fedclip_edge.errors import ConfigError, PeerError, RefusedError
 from fedclip_edge.protocol import chunks, version1, wire
 from fedclip_edge.protocol.cohort import cohort_hash
+from fedclip_edge.protocol.hand_over import newest_key
 from fedclip_edge.protocol.messages import CoordinatorState, Kept, Manifest, Refused, Want
 from fedclip_edge.protocol.refusals import Line, Refusals
 from fedclip_edge.protocol.signing import Identity
@@ -413,7 +414,8 @@ def start_session(
     `class_names` are those of its bundle. `bundles` fetches the bundle of a run that has another
     one. Raises the errors of `learner.capabilities`.
     """
-    trust = Trust(incarnation, config.coordinator_key, state_db)
+    known_key = newest_key(config.coordinator_key, state_db.hand_overs())
+    trust = Trust(incarnation, known_key, state_db)
     return Session(
         config=config,
         learner=learner,

@@ -9,6 +9,7 @@ Laws:
   only the newest RUNS runs.
 - The epoch, run and round of the last manifest are stored, so that a replayed older manifest is
   refused, also after a restart.
+- So are the statements that lead from the coordinator's key in agent.toml to its newest one.
 - After a kill or a disk error, a change is in the file completely or not at all.
 - Two kinds of change are not synced immediately, because losing them in a power cut does no harm.
   One is the next round of a known run: a restarted device joins no round before its hello is
@@ -18,8 +19,8 @@ Laws:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from typing import Any
 import safetensors.numpy
 
 from fedclip_edge.errors import ConfigError, DiskError
+from fedclip_edge.protocol.hand_over import HandOver
+from fedclip_edge.protocol.messages import Address
 from fedclip_edge.records import Arrays, in_order
 from fedclip_edge.storage.sqlite import (
     Connection,
@@ -40,7 +43,7 @@ from fedclip_edge.storage.sqlite import (
 
 RUNS = 4  # the open run, and earlier ones that may resume; each takes up to two models' bytes
 _SCHEMA = Schema(
-    version=4,
+    version=5,
     table="parked",
     script="""
 CREATE TABLE position (
@@ -61,6 +64,11 @@ CREATE TABLE residual (
     run TEXT NOT NULL REFERENCES run (id) ON DELETE CASCADE, sha256 TEXT NOT NULL,
     terms BLOB NOT NULL, PRIMARY KEY (run, sha256)
 );
+CREATE TABLE broker (
+    only INTEGER PRIMARY KEY CHECK (only = 1), was_host TEXT NOT NULL, was_port INTEGER NOT NULL,
+    host TEXT NOT NULL, port INTEGER NOT NULL
+);
+CREATE TABLE hand_over (old TEXT PRIMARY KEY, new TEXT NOT NULL, signature TEXT NOT NULL);
 """,
 )
 _DELETE = "delete the file; the device then trains its pending update again"
@@ -205,6 +213,36 @@ class StateDb:
         if self._rows("SELECT id FROM run WHERE id = ?", run):
             with self._writing():
                 self._database.execute("DELETE FROM run WHERE id = ?", (run,))
+
+    def add_hand_overs(self, statements: Iterable[HandOver]) -> None:
+        """Store statements about keys of the coordinator; they are on disk on return."""
+        with self._writing():
+            self._database.executemany(
+                "INSERT OR REPLACE INTO hand_over VALUES (?, ?, ?)",
+                [(one.old, one.new, one.signature) for one in statements],
+            )
+
+    def hand_overs(self) -> tuple[HandOver, ...]:
+        """All statements that are stored; their signatures are checked when they are used."""
+        found = []
+        for row in self._rows("SELECT old, new, signature FROM hand_over"):
+            with suppress(ValueError):  # damaged on disk; the coordinator shows it again
+                found.append(HandOver(*row))
+        return tuple(found)
+
+    def move_broker(self, was: Address, now: Address) -> None:
+        """Store that the broker, which agent.toml says is at `was`, is at `now`."""
+        with self._writing():
+            self._database.execute(
+                "INSERT OR REPLACE INTO broker VALUES (1, ?, ?, ?, ?)",
+                (was.host, was.port, now.host, now.port),
+            )
+
+    def broker(self, was: Address) -> Address | None:
+        """The address that the broker at `was` moved to; None if it did not move."""
+        query = "SELECT host, port FROM broker WHERE was_host = ? AND was_port = ?"
+        rows = self._rows(query, was.host, was.port)
+        return Address(*rows[0]) if rows else None
 
     def close(self) -> None:
         self._database.close()

@@ -3,6 +3,7 @@
 Laws:
 - A message is accepted if the coordinator's key signed it. That is the key that enrolment pinned,
   or without enrolment the first key that was seen in the run.
+- A pinned key is replaced only by one that it named itself, maybe through others (hand_over.py).
 - An older epoch or round is refused, also after a restart.
 - A direct answer names this process, so that an old answer cannot be replayed to it.
 - A device that took part in a run ends it exactly once, even if it was killed before it received
@@ -17,9 +18,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from fedclip_edge import log
 from fedclip_edge.agent.state_db import RunPosition, StateDb
 from fedclip_edge.errors import PeerError
 from fedclip_edge.protocol import wire
+from fedclip_edge.protocol.hand_over import newest_key
 from fedclip_edge.protocol.messages import CoordinatorState, Manifest
 from fedclip_edge.records import COORDINATOR
 
@@ -47,6 +50,8 @@ class Trust:
         message = signed.message
         if signed.sender != COORDINATOR:
             raise PeerError(f"a message from {signed.sender!r} where only the coordinator may send")
+        if isinstance(message, CoordinatorState):
+            self._follow(signed, message)
         if isinstance(message, CoordinatorState | Manifest):
             key = self.coordinator_key or self._pins.get(message.run, message.key)
             signed.check(key)
@@ -58,6 +63,20 @@ class Trust:
             signed.check(self._pins[self.manifest.run])
         else:
             raise PeerError("the message came before the first manifest of its run")
+
+    def _follow(self, signed: wire.Signed, state: CoordinatorState) -> None:
+        """Pin the key of the message, if statements lead to it from the one that is pinned.
+
+        Raises PeerError if that key did not sign the message, DiskError on a disk error.
+        """
+        pinned = self.coordinator_key
+        if not pinned or state.key == pinned or newest_key(pinned, state.hand_overs) != state.key:
+            return
+        signed.check(state.key)
+        self.state_db.add_hand_overs(state.hand_overs)
+        self.coordinator_key = state.key
+        self._pins = dict.fromkeys(self._pins, state.key)
+        log.event("coordinator_key_replaced", before=pinned[:16], key=state.key[:16])
 
     def accept_coordinator(self, state: CoordinatorState) -> None:
         """Accept this coordinator's state; raises PeerError if a later epoch is known."""

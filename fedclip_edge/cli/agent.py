@@ -33,9 +33,11 @@ def agent(config: Path, once: bool, as_json: bool) -> None:
     limit_blas_threads()  # before numpy is imported
     from fedclip_edge import log
     from fedclip_edge.processes.stopping import stopping_on_signals
+    from fedclip_edge.processes.systemd import SYSTEMD
     from fedclip_edge.processes.threads import exit_on_thread_failure
 
     log.use_json(as_json)
+    SYSTEMD.connect()
     exit_on_thread_failure()
     with stopping_on_signals(is_service=not once):
         from fedclip_edge.agent import process as device

@@ -134,6 +134,63 @@ for fleet.toml  fleet = "{fleet}"
     )
 
 
+@broker.command()
+@click.argument("folder", type=click.Path(path_type=Path), default="site")
+def rotate(folder: Path) -> None:
+    """Give the coordinator a new key.
+
+    The earlier key signs that the new one follows it, so devices accept the new one without a
+    visit. The certificate of the earlier key is revoked. Do this on a day of your choice, or when
+    somebody who had the key leaves.
+
+    FOLDER is the one that `broker init` created, by default `site`.
+    """
+    from fedclip_edge.cli import revocation_check
+    from fedclip_edge.pki import rotation
+    from fedclip_edge.pki.site import Folder
+
+    site = Folder(folder.absolute())
+    made = rotation.rotate_coordinator(site)
+    what = "the certificates of the earlier key"
+    said = revocation_check.broker_line(site, made.probe, made.done, what)
+    click.echo(
+        f"{made.done}: {made.key[:16]}...\n"
+        f"broker       {said}\n"
+        f"coordinator  if `serve` uses a copy of {site.coordinator}, replace the copy; then restart\n"
+        "             `serve`: until then it works with the earlier key, and cannot connect again"
+    )
+
+
+@broker.command()
+@click.argument("folder", type=click.Path(path_type=Path), default="site")
+@click.option("--host", required=True, help="New host name or IP address of the broker.")
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    help="New TCP port of the broker. [default: the port that it has]",
+)
+def move(folder: Path, host: str, port: int | None) -> None:
+    """Give the broker a new address.
+
+    The broker's certificate gets the new name too, and `serve` tells the devices the new address,
+    in a message that it signs. They go there when `serve` leaves the broker's old address.
+
+    FOLDER is the one that `broker init` created, by default `site`.
+    """
+    from fedclip_edge.pki import relocation
+    from fedclip_edge.pki.site import Folder
+
+    site = Folder(folder.absolute())
+    made = relocation.move_broker(site, host, port)
+    click.echo(
+        f"""the broker of {made.fleet} moves to {made.host}:{made.port}
+1  copy {site.broker} to the new host, and start the broker there; leave the old one running
+2  if `serve` uses a copy of {site.registry}, replace the copy; `serve` then tells the devices
+3  stop `serve`, write the new host and port under [broker] in fleet.toml, and start it
+4  stop the old broker when every device has joined at the new address"""
+    )
+
+
 def _how_to_run(files: Path, home: Path | None) -> str:
     """The command for the broker, and those that let the user `mosquitto` read its files."""
     import os

@@ -15,6 +15,7 @@ import click
 
 from fedclip_edge import __version__
 from fedclip_edge.cli.agent import agent
+from fedclip_edge.cli.backup import backup, restore
 from fedclip_edge.cli.broker import broker
 from fedclip_edge.cli.bundle import bundle
 from fedclip_edge.cli.classes import classes
@@ -79,6 +80,8 @@ for _command in (
     watch,
     devices,
     runs,
+    backup,
+    restore,
     run,
     forget,
     agent,

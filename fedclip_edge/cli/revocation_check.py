@@ -35,6 +35,18 @@ def report(folder: Folder, probe: Probe, done: str, *, key_replaced: bool = Fals
     """
     what = "the earlier certificates" if key_replaced else "its certificates"
     whom = "the earlier key" if key_replaced else "it"
+    connections = _KEY_REPLACED if key_replaced else _REVOKED
+    return (
+        f"broker       {broker_line(folder, probe, done, what)}\n"
+        f"connections  {connections}\n"
+        f"coordinator  a running `serve` that uses {folder.registry}\n"
+        f"             refuses {whom} within a second, and logs device_refused if it is in use;\n"
+        "             if `serve` uses a copy of the file, replace the copy"
+    )
+
+
+def broker_line(folder: Folder, probe: Probe, done: str, what: str) -> str:
+    """The line that says if the broker refuses `what`; raises BrokerError as `report` does."""
     known = registry.read(folder.registry)
     where = f"{known.host}:{known.port}"
     accepts, why = _ask(folder, known.host, known.port, probe)
@@ -50,20 +62,11 @@ def report(folder: Folder, probe: Probe, done: str, *, key_replaced: bool = Fals
             "deleted"
         )
     if why:
-        broker = (
+        return (
             f"not checked: {why.partition(';')[0]}.\n"
             f"             If the broker was told to read its files, it refuses {what}"
         )
-    else:
-        broker = f"{where} refuses {what} from now on (checked)"
-    connections = _KEY_REPLACED if key_replaced else _REVOKED
-    return (
-        f"broker       {broker}\n"
-        f"connections  {connections}\n"
-        f"coordinator  a running `serve` that uses {folder.registry}\n"
-        f"             refuses {whom} within a second, and logs device_refused if it is in use;\n"
-        "             if `serve` uses a copy of the file, replace the copy"
-    )
+    return f"{where} refuses {what} from now on (checked)"
 
 
 def _ask(folder: Folder, host: str, port: int, probe: Probe) -> tuple[bool, str]:

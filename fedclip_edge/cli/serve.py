@@ -56,11 +56,13 @@ def serve(
     """
     from fedclip_edge import log
     from fedclip_edge.processes.stopping import stopping_on_signals
+    from fedclip_edge.processes.systemd import SYSTEMD
     from fedclip_edge.processes.threads import exit_on_thread_failure
 
     if new_run and from_round is not None:
         raise click.UsageError("--new-run and --from-round exclude each other; choose one")
     log.use_json(as_json)
+    SYSTEMD.connect()
     exit_on_thread_failure()
     with stopping_on_signals(is_service=True):
         from fedclip_edge.coordinator import process

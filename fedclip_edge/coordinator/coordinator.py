@@ -123,7 +123,10 @@ class Coordinator:
         """
         # A device that encodes has shown the key that was enrolled then, and takes no messages yet.
         encoding = {device: self.admission.key_of(device) for device in self.devices.encoding}
-        self.admission.registry = registry
+        before = self.publisher.state(online=True)
+        self.admission.registry = self.publisher.registry = registry
+        if self.publisher.state(online=True) != before:  # the broker moves
+            self.publisher.publish_state(online=True)
         refused = {}
         for device, key in encoding.items():
             reason = registry.refusal(device, key or "")

@@ -62,6 +62,7 @@ from fedclip_edge.storage.sqlite import (
     EmptyDatabaseError,
     OtherDatabaseError,
     OtherVersionError,
+    copy_database,
     errors_as,
     open_database,
     open_to_read,
@@ -578,6 +579,11 @@ class Journal:
     def keys(self, run: str) -> dict[str, str]:
         """Every pinned key of the run, by device."""
         return dict(self._rows("SELECT device, key FROM pinned_key WHERE run = ?", run))
+
+    def copy(self, target: Path) -> None:
+        """Copy the journal, in one state, to the new file `target`; others may write meanwhile."""
+        with errors_as(self._unusable("copied"), self._malformed):
+            copy_database(self._database, target)
 
     def pictures(self, run: str) -> dict[str, int]:
         """The labelled pictures that each device had when it joined the run, by device."""

@@ -33,6 +33,7 @@ from fedclip_edge.pki import registry
 from fedclip_edge.pki.expiry import DeviceExpiry, Expiry
 from fedclip_edge.pki.own_certificate import check_own_certificate
 from fedclip_edge.processes.children import Children
+from fedclip_edge.processes.systemd import SYSTEMD
 from fedclip_edge.protocol import signing, wire
 from fedclip_edge.protocol.messages import CoordinatorState
 from fedclip_edge.protocol.refusals import Refusals
@@ -120,6 +121,7 @@ def serve(
             once=once,
         )
         me = signing.load_identity(config.broker.key, config.journal.with_suffix(".key"))
+        _check_own_key(config, enrolled, me)
         claim = _claim(config, chosen.run, journal, me, take_over=take_over)
         closing.callback(claim.link.close)
         run = chosen.begin()
@@ -147,6 +149,7 @@ def serve(
             operator = control.listen(control.socket_path(config.journal))
             closing.callback(operator.close)
             server.open(time.monotonic())
+            SYSTEMD.ready()
             # What exists now stays until the end, so the garbage collector need not look at it.
             gc.freeze()
             if device is not None:
@@ -193,6 +196,8 @@ def _loop(
             server.coordinator.tick(now)
             if monitor is not None:
                 monitor.look(server.coordinator, now)
+            SYSTEMD.status(_status(server.coordinator))
+        SYSTEMD.turn()
         server.end_run()
         if not once:
             server.start_if_due(now)
@@ -217,6 +222,16 @@ def _has_ended(trainer: Trainer, server: Server, *, once: bool) -> bool:
         )
     log.event("trainer_ended", code=code)
     return True
+
+
+def _status(serving: coordinator.Coordinator) -> str:
+    """The run, its round and the devices, in one line for systemd."""
+    rounds, online = serving.rounds, len(serving.devices.incarnations)
+    where = f"round {rounds.round} of {rounds.rounds} ({rounds.phase})"
+    return (
+        f"{rounds.run}: {'over' if rounds.phase == 'done' else where}, "
+        f"{online} device{'' if online == 1 else 's'} online"
+    )
 
 
 def _read_basis(config: FleetConfig, run: Run | None) -> Basis:
@@ -245,6 +260,21 @@ def _read_registry(config: FleetConfig) -> registry.Registry | None:
             f"{config.fleet!r}; correct 'fleet' or 'registry' in fleet.toml"
         )
     return enrolled
+
+
+def _check_own_key(
+    config: FleetConfig, enrolled: registry.Registry | None, me: signing.Identity
+) -> None:
+    """Raise ConfigError if the registry names another key for the coordinator.
+
+    Devices would refuse every message, and say only that a signature is wrong.
+    """
+    if enrolled is not None and config.broker.key is not None and enrolled.coordinator != me.key:
+        raise ConfigError(
+            f"{config.broker.key} is not the key that {config.registry} names for the coordinator; "
+            "copy coordinator.key, coordinator.crt and devices.json together from the operator's "
+            "folder, or run `fedclip-edge broker rotate` there again if it was interrupted"
+        )
 
 
 def _changed_at(config: FleetConfig) -> int:

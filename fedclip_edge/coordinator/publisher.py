@@ -11,8 +11,16 @@ from fedclip_edge.coordinator.deliveries import Deliveries
 from fedclip_edge.coordinator.distribution import WantedChunks, parts_of
 from fedclip_edge.coordinator.round_state import RoundState
 from fedclip_edge.coordinator.run_state import RunState
+from fedclip_edge.pki.registry import Registry
 from fedclip_edge.protocol import chunks, wire
-from fedclip_edge.protocol.messages import MAX_DEVICES, Blob, CoordinatorState, Manifest, Message
+from fedclip_edge.protocol.messages import (
+    MAX_DEVICES,
+    Address,
+    Blob,
+    CoordinatorState,
+    Manifest,
+    Message,
+)
 from fedclip_edge.protocol.signing import Identity
 from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.records import COORDINATOR
@@ -40,6 +48,7 @@ class Publisher:
     incarnation: str
     epoch: int  # raised if a device knows a higher one
     deliveries: Deliveries | None = None  # of the run's bundle, if it is signed
+    registry: Registry | None = None  # names earlier keys, and the broker's new address
     _broadcast: str = ""  # version of the model last sent to all devices
     _wanted: WantedChunks | None = None  # of the model, on its own topic
 
@@ -49,7 +58,16 @@ class Publisher:
 
     def state(self, *, online: bool) -> CoordinatorState:
         run = self.run_state.run.id
-        return CoordinatorState(self.incarnation, self.epoch, run, online, self.identity.key)
+        known = self.registry
+        return CoordinatorState(
+            self.incarnation,
+            self.epoch,
+            run,
+            online,
+            self.identity.key,
+            () if known is None else known.hand_overs,
+            Address(known.host, known.port) if known is not None and known.moved else None,
+        )
 
     def publish_state(self, *, online: bool) -> None:
         """Publish the coordinator's state to all devices, retained."""

@@ -256,7 +256,9 @@ def coordinate(
     """
     schedule = Schedule(run.plan, basis.classes, basis.dim)
     state = open_run_state(run, journal, schedule, counts_absent=config.rules.absent == "last")
-    publisher = Publisher(config, state, identity, claim.link, claim.incarnation, claim.epoch)
+    publisher = Publisher(
+        config, state, identity, claim.link, claim.incarnation, claim.epoch, registry=registry
+    )
     key = "" if registry is None else registry.export_key
     release = None if basis.folder is None else open_release(basis.folder, key)
     if release is not None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from fedclip_edge.config import read_table
 from fedclip_edge.errors import ConfigError
+from fedclip_edge.protocol.hand_over import HandOver
 from fedclip_edge.records import check_id, check_sha256
 from fedclip_edge.storage import atomic
 from fedclip_edge.storage.text_file import read_json
@@ -56,6 +57,9 @@ class Registry:
     devices: Mapping[str, Device] = field(default_factory=dict)
     # public key that signs bundles, 64 hex digits; empty: devices fetch none
     export_key: str = ""
+    hand_overs: tuple[HandOver, ...] = ()  # from earlier keys of the coordinator, oldest first
+    moved: bool = False  # the broker was at another address before; devices are told the new one
+    retired: tuple[str, ...] = ()  # serial numbers of the certificates of those keys, hex
 
     def __post_init__(self) -> None:
         check_id(self.fleet, "fleet")
@@ -73,6 +77,12 @@ class Registry:
         if known.key != key:
             return "its key is not the one that it was enrolled with"
         return None
+
+    @property
+    def dead_serials(self) -> tuple[str, ...]:
+        """Serial numbers of all certificates that no broker may accept, hex."""
+        devices = (serial for device in self.devices.values() for serial in device.dead_serials)
+        return (*self.retired, *devices)
 
     @property
     def revoked(self) -> tuple[str, ...]:

@@ -38,9 +38,8 @@ def write_lists(ca: Authority, registry: Registry, broker: Path) -> Probe:
     """
     key = authority.new_key()
     probe = authority.certify_device(ca, key.public_key(), "revocation-probe", _PROBE_DAYS)
-    dead = [serial for device in registry.devices.values() for serial in device.dead_serials]
     path = broker / "crl.pem"
-    newer = authority.revocation_list(ca, (*dead, probe.serial), path.read_bytes())
+    newer = authority.revocation_list(ca, (*registry.dead_serials, probe.serial), path.read_bytes())
     atomic.write_file(path, newer)
     acl = mosquitto.access_list(registry.fleet, registry.revoked)
     atomic.write_file(broker / "fleet.acl", acl.encode())

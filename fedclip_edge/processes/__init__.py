@@ -1,1 +1,1 @@
-"""Child processes that end with their parent, and threads whose failure ends their process."""
+"""Child processes, threads, signals and the service manager of this process."""

@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 from fedclip_edge import log
+from fedclip_edge.processes.systemd import SYSTEMD
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _REACTS_S = 4.0
@@ -91,6 +92,7 @@ def _watch(pair: tuple[socket.socket, socket.socket], asked: _Asked) -> None:
     signals = pair[0]
     first = _next_signal(signals, None)
     assert first is not None
+    SYSTEMD.stopping()
     began = time.monotonic()
     while time.monotonic() - began < (_GOODBYE_S if asked.number else _REACTS_S):
         second = _next_signal(signals, _LOOKS_S)

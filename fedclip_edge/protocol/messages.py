@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
+from fedclip_edge.protocol.hand_over import MAX_HAND_OVERS, HandOver
 from fedclip_edge.protocol.report import Report
 from fedclip_edge.records import (
     COUNT_MAX,
@@ -135,6 +136,21 @@ class Capabilities:
 
 
 @dataclass(frozen=True)
+class Address:
+    """Host and port of a broker."""
+
+    host: str
+    port: int
+
+    def __post_init__(self) -> None:
+        _check_text(self.host, "host")
+        if not self.host.strip():
+            raise ValueError("host: expected a host name or an IP address")
+        if not 1 <= self.port <= 65535:
+            raise ValueError(f"port: expected 1 to 65535, got {self.port}")
+
+
+@dataclass(frozen=True)
 class CoordinatorState:
     """The coordinator's retained state, online (its birth message) or offline (also its will).
 
@@ -146,8 +162,13 @@ class CoordinatorState:
     run: str
     online: bool
     key: str
+    # From earlier keys, oldest first: a device that knows one of them accepts `key`.
+    hand_overs: tuple[HandOver, ...] = ()
+    moved_to: Address | None = None  # the broker's address, if it has moved
 
     def __post_init__(self) -> None:
+        if len(self.hand_overs) > MAX_HAND_OVERS:
+            raise ValueError(f"hand_overs: at most {MAX_HAND_OVERS}, got {len(self.hand_overs)}")
         _check_text(self.boot, "boot")
         check_id(self.run, "run")
         check_sha256(self.key, "key")

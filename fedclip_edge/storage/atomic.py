@@ -101,6 +101,15 @@ def write_new_files(folder: Path, contents: Mapping[str, bytes]) -> None:
     _sync(folder)
 
 
+def put(new: Path, target: Path) -> None:
+    """Rename the complete and synced file or folder `new`, made `beside` it, to `target`.
+
+    An existing file is replaced, and a folder that is empty. Raises OSError.
+    """
+    new.replace(target)
+    _sync(target.parent)
+
+
 @contextmanager
 def beside(path: Path) -> Iterator[Path]:
     """Yield a new, locked folder next to `path`; it is deleted at the end unless it was renamed.

@@ -12,6 +12,7 @@ Laws:
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -103,6 +104,23 @@ def open_to_read(path: Path, schema: Schema) -> Connection:
             raise EmptyDatabaseError
         on_failure.pop_all()
     return database
+
+
+def copy_database(database: Connection, target: Path) -> None:
+    """Copy the open `database`, in one state, to the new file `target`, and sync it.
+
+    Other processes may write to the original meanwhile. Raises sqlite3's errors.
+    """
+    copy = sqlite3.connect(target)
+    try:
+        database.backup(copy)
+    finally:
+        copy.close()
+    handle = os.open(target, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 @contextmanager

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ _LIST = "a list needs commas between its entries, and a ] at its end"
 _NOT_CLOSED = "the ] of a list is missing above"
 _PLACE = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
 _KEY = re.compile(r"\s*((?:[\w-]+|\"[^\"]*\"|'[^']*')(?:\s*\.\s*[\w-]+)*)\s*=")
+_HEADER = re.compile(r"\s*\[([\w\s.-]+)\]\s*(?:#.*)?$")
+_STRING = re.compile(r"(\s*([\w-]+)\s*=\s*)(?:\"(?:[^\"\\]|\\.)*\"|'[^']*')(\s*(?:#.*)?)$")
 _LONG = re.compile(r"\"\"\"|'''")  # begins or ends a string of several lines
 _BACKSLASH = re.compile(r"=.*\"[^\"]*\\")  # a backslash inside double quotes
 
@@ -44,6 +47,25 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} does not exist; create it or name another file") from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def replace_strings(text: str, values: Mapping[tuple[str, ...], str]) -> str:
+    """Return the TOML `text` with new strings for some keys, which are named with their tables.
+
+    Only keys with a string on a line of their own are replaced; comments stay. The caller checks
+    the result: a key in another form is left as it is.
+    """
+    lines, table = text.split("\n"), tuple[str, ...]()
+    for place, line in enumerate(lines):
+        header = _HEADER.match(line)
+        if header is not None:
+            table = tuple(part.strip() for part in header[1].split("."))
+            continue
+        found = _STRING.match(line)
+        if found is not None and (*table, found[2]) in values:
+            value = json.dumps(values[(*table, found[2])], ensure_ascii=False)
+            lines[place] = f"{found[1]}{value}{found[3]}"
+    return "\n".join(lines)
 
 
 def parse_toml(text: str, where: str) -> dict[str, Any]:

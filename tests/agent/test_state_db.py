@@ -23,6 +23,8 @@ from fedclip_edge.agent.state_db import (
 )
 from fedclip_edge.errors import ConfigError, DiskError
 from fedclip_edge.protocol import codec
+from fedclip_edge.protocol.hand_over import hand_over
+from fedclip_edge.protocol.signing import create_identity
 from fedclip_edge.records import Arrays
 
 
@@ -271,7 +273,7 @@ def test_a_file_of_something_else_is_refused_in_words(path: Path) -> None:
     database = sqlite3.connect(path)
     database.execute("PRAGMA user_version = 9")
     database.close()
-    with pytest.raises(ConfigError, match="format version 9, this program uses 4"):
+    with pytest.raises(ConfigError, match="format version 9, this program uses 5"):
         open_state_db(path)
 
 
@@ -362,3 +364,16 @@ def test_only_what_a_power_cut_may_undo_is_not_waited_for(path: Path) -> None:
     state_db.forget("run-1")
     assert waited_for()
     state_db.close()
+
+
+def test_statements_about_keys_are_there_after_a_restart(state_db: StateDb, path: Path) -> None:
+    keys = [create_identity() for _ in range(3)]
+    one, two = hand_over(keys[0], keys[1].key), hand_over(keys[1], keys[2].key)
+    state_db.add_hand_overs([one])
+    state_db.add_hand_overs([one, two])
+    again = open_state_db(path)
+    assert set(again.hand_overs()) == {one, two}
+    again._database.execute("UPDATE hand_over SET signature = 'x' WHERE old = ?", (one.old,))
+    assert again.hand_overs() == (two,)  # what is damaged is asked for again
+    again._database.rollback()
+    again.close()

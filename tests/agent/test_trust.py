@@ -14,7 +14,8 @@ from fedclip_edge.agent.state_db import RunPosition, StateDb, open_state_db
 from fedclip_edge.agent.trust import Trust
 from fedclip_edge.errors import PeerError
 from fedclip_edge.protocol import signing, wire
-from fedclip_edge.protocol.messages import Kept, Message
+from fedclip_edge.protocol.hand_over import hand_over, newest_key
+from fedclip_edge.protocol.messages import CoordinatorState, Kept, Message
 
 STRANGER = signing.create_identity()
 
@@ -43,6 +44,54 @@ def test_the_pinned_key_is_the_only_one(state_db: StateDb) -> None:
     with pytest.raises(PeerError):
         believing.check(signed(manifest()))
     believing.check(signed(replace(manifest(), key=STRANGER.key), STRANGER))
+
+
+def new_key(old: signing.Identity, new: signing.Identity, *, named: str = "") -> CoordinatorState:
+    """The state of a coordinator with the key `new`, and the statement of `old` about it."""
+    return replace(state(), key=new.key, hand_overs=(hand_over(old, named or new.key),))
+
+
+def test_a_pinned_key_is_followed_to_the_one_that_it_names(state_db: StateDb) -> None:
+    trust = Trust("b1", ME.key, state_db)
+    trust.check(signed(manifest()))
+    trust.accept_manifest(manifest(), direct=False)
+    trust.check(signed(new_key(ME, STRANGER), STRANGER))
+    assert trust.coordinator_key == STRANGER.key
+    # From now on only the new key counts, also for messages that do not name a key.
+    trust.check(signed(replace(manifest(), key=STRANGER.key), STRANGER))
+    trust.check(signed(Kept("run-1", 1, "0" * 64), STRANGER))
+    for message in (manifest(), state(), Kept("run-1", 1, "0" * 64)):
+        with pytest.raises(PeerError, match="wrong signature"):
+            trust.check(signed(message))
+    # The earlier key names no other one any more.
+    third = signing.create_identity()
+    with pytest.raises(PeerError, match="wrong signature"):
+        trust.check(signed(new_key(ME, third), third))
+    assert newest_key(ME.key, state_db.hand_overs()) == STRANGER.key
+
+
+def test_no_other_statement_replaces_a_pinned_key(state_db: StateDb) -> None:
+    thief = signing.create_identity()
+    trust = Trust("b1", ME.key, state_db)
+    for forged, by in (
+        (new_key(thief, thief), thief),  # not signed by the pinned key
+        (new_key(ME, thief, named=STRANGER.key), thief),  # about another key
+        (new_key(ME, STRANGER), thief),  # seen on the way, and shown by somebody else
+    ):
+        with pytest.raises(PeerError, match="wrong signature"):
+            trust.check(signed(forged, by))
+    with pytest.raises(PeerError, match="only the coordinator may"):
+        trust.check(signed(new_key(ME, STRANGER), STRANGER, name="cam-7"))
+    assert trust.coordinator_key == ME.key
+    assert state_db.hand_overs() == ()
+
+
+def test_without_enrolment_no_statement_counts(state_db: StateDb) -> None:
+    trust = Trust("b1", "", state_db)
+    trust.check(signed(manifest()))
+    with pytest.raises(PeerError, match="wrong signature"):
+        trust.check(signed(new_key(ME, STRANGER), STRANGER))
+    assert trust.coordinator_key == ""
 
 
 def test_nobody_else_speaks_for_the_coordinator(state_db: StateDb) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import system
 from brokers import MOSQUITTO
-from secured import Secured
+from secured import Secured, complete, write_agent, write_fleet
 from system import Site, wait_until
 
 from fedclip_edge.errors import RefusedError
@@ -34,40 +34,6 @@ def secured(tmp_path: Path) -> Iterator[Secured]:
 def site(secured: Secured, random_bundle: Bundle) -> Iterator[Site]:
     with Site(secured.folder, random_bundle, secured.coordinator, "lab") as made:
         yield made
-
-
-def write_fleet(secured: Secured, bundle: Bundle, rounds: int) -> Path:
-    here = secured.site.coordinator
-    path = secured.folder / "fleet.toml"
-    path.write_text(
-        f'fleet = "lab"\nbundle = "{bundle.folder}"\nregistry = "{secured.site.registry}"\n'
-        f'[broker]\nport = {secured.port}\nca = "{here}/ca.crt"\n'
-        f'certificate = "{here}/coordinator.crt"\nkey = "{here}/coordinator.key"\n'
-        f"[rules]\ndevices = 2\nquorum = 0.5\ndeadline_s = 60\ngrace_s = 1\n"
-        f'[plan]\nmethod = "fedclip"\nrounds = {rounds}\nvote = "off"\n'
-    )
-    return path
-
-
-def write_agent(secured: Secured, bundle: Bundle, name: str) -> Path:
-    """The agent.toml of the archive with the entries that a user adds: pictures and paths."""
-    secured.box(name)
-    return complete(secured.folder / name, bundle, name)
-
-
-def complete(folder: Path, bundle: Bundle, name: str) -> Path:
-    system.write_pictures(folder / "pictures", bundle.classes.names, 12, len(name))
-    path = folder / "agent.toml"
-    text = path.read_text()
-    for old, new in (
-        ('# bundle = "bundle"', f'bundle = "{bundle.folder}"'),
-        ('"/var/lib/fedclip-edge"', '"state"'),
-        ('"/srv/pictures"', '"pictures"'),
-    ):
-        assert old in text
-        text = text.replace(old, new)
-    path.write_text(text)
-    return path
 
 
 def test_a_fleet_with_certificates_runs_and_a_revoked_device_ends(

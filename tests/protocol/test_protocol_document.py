@@ -15,6 +15,7 @@ from protocol_fields import CONSTANTS, FIELDS, MEANINGS, RULES
 from fedclip_edge.config import RunRules, read_table
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.protocol import messages, wire
+from fedclip_edge.protocol.hand_over import HandOver
 from fedclip_edge.records import Plan
 
 pytestmark = pytest.mark.one_python
@@ -25,6 +26,8 @@ RECORDS: dict[type[Any], dict[str, Any]] = {
 }
 RECORDS[messages.Blob] = RECORDS[messages.Offer]["blob"]
 RECORDS[messages.Encoding] = RECORDS[messages.DeviceState]["encoding"]
+RECORDS[messages.Address] = RECORDS[messages.CoordinatorState]["moved_to"]
+RECORDS[HandOver] = RECORDS[messages.CoordinatorState]["hand_overs"][0]
 RECORDS[Plan] = RECORDS[messages.Manifest]["plan"]
 RECORDS[messages.Exchange] = RECORDS[messages.Manifest]["exchange"]
 RECORDS[messages.Capabilities] = RECORDS[messages.Hello]["capabilities"]

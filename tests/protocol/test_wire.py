@@ -25,6 +25,7 @@ from hypothesis.extra import numpy as hnp
 from fedclip_edge.errors import PeerError
 from fedclip_edge.protocol import codec, signing, wire
 from fedclip_edge.protocol.chunks import is_chunk
+from fedclip_edge.protocol.hand_over import HandOver
 from fedclip_edge.protocol.messages import (
     CHUNK_BYTES,
     KINDS,
@@ -77,7 +78,17 @@ ABLE = st.builds(
 )
 SCOPES = st.sampled_from(["contribution", "run", "device"])
 MESSAGES: Mapping[type[Message], st.SearchStrategy[Message]] = {
-    CoordinatorState: st.builds(CoordinatorState, TEXT, COUNTS, IDS, st.booleans(), SHAS),
+    CoordinatorState: st.builds(
+        CoordinatorState,
+        TEXT,
+        COUNTS,
+        IDS,
+        st.booleans(),
+        SHAS,
+        st.lists(st.builds(HandOver, SHAS, SHAS, SHAS.map(lambda sha: sha * 2)), max_size=2).map(
+            tuple
+        ),
+    ),
     DeviceState: st.builds(DeviceState, TEXT, st.booleans()),
     Hello: st.builds(Hello, TEXT, SHAS, st.text("abc é", max_size=9), TEXT, TEXT, ABLE, COUNTS),
     Manifest: st.builds(

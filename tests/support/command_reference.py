@@ -23,10 +23,16 @@ ARGUMENTS: Mapping[tuple[str, str], str] = {
     ("classes publish", "BUNDLE"): "The folder of the bundle with the new classes.",
     ("classes publish", "CONFIG"): "The coordinator's [configuration file](configuration.md).",
     ("broker init", "FOLDER"): "The folder to make.",
+    ("broker move", "FOLDER"): "The folder of the fleet.",
+    ("broker rotate", "FOLDER"): "The folder of the fleet.",
     ("enroll", "ID"): "The device's id. It may be left out if `--csr` names it.",
     ("renew", "ID"): "The device's id.",
     ("revoke", "ID"): "The device's id.",
     ("serve", "CONFIG"): "The coordinator's [configuration file](configuration.md).",
+    ("backup", "CONFIG"): "The coordinator's [configuration file](configuration.md).",
+    ("backup", "FILE"): "The tar file to write.",
+    ("restore", "FILE"): "The backup.",
+    ("restore", "FOLDER"): "The folder to make.",
     **{
         (name, "CONFIG"): "The coordinator's [configuration file](configuration.md)."
         for name in ("status", "watch", "devices", "runs")

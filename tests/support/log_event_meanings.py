@@ -146,6 +146,19 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             f"once, and every {REPEAT_S / 3600:g} h for the same reason.",
             "The reason names the remedy, such as copying the bundle.",
         ),
+        "broker_moved": Event(
+            "The coordinator says that the broker has a new address. The device remembers it, and goes "
+            "there when the coordinator leaves the old one.",
+        ),
+        "broker_switched": Event(
+            "The device uses the other one of two addresses of the broker: that of `agent.toml`, or "
+            "the one that the coordinator named.",
+            "If it is written again and again, none of them works: check both.",
+        ),
+        "coordinator_key_replaced": Event(
+            "The coordinator has a new key, which its earlier key names in a signed statement. The "
+            "device accepts only the new one from now on, also after a restart.",
+        ),
         "torch_loaded": Event("PyTorch is loaded, before the device first trains by gradients."),
         "trained": Event(
             "An update for the open round is computed and offered to the coordinator."
@@ -352,6 +365,11 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "SIGTERM or Ctrl-C (SIGINT) stopped the program. It is the last line; the goodbye to its "
             "peers is over.",
         ),
+        "systemd_not_told": Event(
+            "systemd started the program, and a message to it cannot be sent. Written once until one "
+            "is sent again.",
+            "Look at the unit: without the message `READY=1` systemd ends the program.",
+        ),
         "broker_not_reached": Event(
             "An attempt to connect failed. The program tries again; each reason is written once "
             "until the connection is back.",
@@ -422,6 +440,7 @@ FIELDS: Mapping[str, str] = {
     "total_bytes": "Size of the file in bytes.",
     "bundle_in_use.classes": "Number of classes.",
     "broker": "Host and port of the broker.",
+    "before": "First digits of the coordinator's earlier key.",
     "bundle": "Folder of the bundle.",
     "byzantine": "Number of updates that are assumed to be arbitrary.",
     "cached": "Pictures whose features were in the cache.",
@@ -467,6 +486,7 @@ FIELDS: Mapping[str, str] = {
     "l2": "Strength of the shrinkage (lambda).",
     "norm": "L2 norm of the update, divided by its weight.",
     "weight": "Weight of the update in the mean.",
+    "key": "First digits of the coordinator's key.",
     "left_s": "Seconds that it still takes at this rate.",
     "line": "The line as it was written.",
     "left_out": "True if the device no longer counts.",
@@ -475,6 +495,7 @@ FIELDS: Mapping[str, str] = {
     "refused; `message_refused` says why.",
     "method": "Name of the method.",
     "min_per_class": "The number in `agent.toml`, or a higher one of the plan.",
+    "message": "The message, as in sd_notify(3).",
     "missing": "The devices that are waited for, and when each last sent a message, or how far it is with "
     "encoding its pictures. In phase `gathering`, enrolled devices that have never joined this run "
     "are included.",

@@ -33,6 +33,7 @@ from fedclip_edge.pki.mosquitto import access_list
 from fedclip_edge.protocol import chunks, codec, messages, topics, wire
 from fedclip_edge.protocol.cohort import EVERYBODY, cohort_hash
 from fedclip_edge.protocol.exchange import open_exchange
+from fedclip_edge.protocol.hand_over import HandOver, hand_over
 from fedclip_edge.protocol.report import Report
 from fedclip_edge.protocol.signing import Identity
 from fedclip_edge.protocol.topics import Topics
@@ -76,8 +77,19 @@ CONTRIBUTION = Contribution(RUN, 1, "cam-01", EXCHANGE.sha256, Update("sum", 1, 
 UPDATE = stored(wire.pack_contribution(CONTRIBUTION, "int8"), "int8")
 OFFERED = chunks.blob_of(UPDATE, "update")
 
+EARLIER = Identity(Ed25519PrivateKey.from_private_bytes(bytes([3] * 32)))
+HANDED_OVER = hand_over(EARLIER, COORDINATOR.key)
+
 EXAMPLES: Mapping[str, messages.Message] = {
-    "coordinator": messages.CoordinatorState("9f0e", 7, RUN, online=True, key=COORDINATOR.key),
+    "coordinator": messages.CoordinatorState(
+        "9f0e",
+        7,
+        RUN,
+        online=True,
+        key=COORDINATOR.key,
+        hand_overs=(HANDED_OVER,),
+        moved_to=messages.Address("broker.example", 8883),
+    ),
     "device": messages.DeviceState("5b2d", online=True, encoding=messages.Encoding(1200, 30000)),
     "hello": messages.Hello(
         "5b2d",
@@ -374,6 +386,8 @@ def classes_digest() -> str:
 # The records that are fields of messages.
 NESTED = (
     messages.Blob,
+    HandOver,
+    messages.Address,
     messages.Encoding,
     messages.Capabilities,
     messages.Pictures,

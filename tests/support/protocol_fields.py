@@ -28,8 +28,10 @@ from fedclip_edge.coordinator import (
 )
 from fedclip_edge.learning import aggregation
 from fedclip_edge.protocol import chunks, codec, messages, topics, wire
+from fedclip_edge.protocol.hand_over import HandOver
 from fedclip_edge.protocol.messages import (
     CHUNK_BYTES,
+    Address,
     Blob,
     Capabilities,
     CoordinatorState,
@@ -148,6 +150,10 @@ MEANINGS: Mapping[str, tuple[str, list[Any], list[Any]]] = {
         [None],
         [[], "x", 0, {"nobody": 1}],
     ),
+    "host": ("1 to 128 printable characters, not only spaces", ["h", "::1"], ["", " ", "x" * 129]),
+    "port": ("integer, 1 to 65535", [1, 65535], [0, 65536, "1", None]),
+    "signature": ("128 lower-case hex digits", ["0" * 128], ["", "0" * 127, "A" * 128, None]),
+    "hand-overs": ("0 to 16 statements", [[]], [[{}], [1], {}, "x", None]),
     "class names": (
         "0 to 1,000 texts",
         [[], ["ant", "b\u00e4r"], ["c"] * 1000],
@@ -194,6 +200,23 @@ FIELDS: Mapping[type[Any], Mapping[str, tuple[str, str]]] = {
         "run": ("id", "the run that it coordinates"),
         "online": _ONLINE,
         "key": ("hash", "the coordinator's public key"),
+        "hand_overs": (
+            "hand-overs",
+            "statements of earlier keys, oldest first; empty if the key was never replaced",
+        ),
+        "moved_to": ("record or null", "the broker's address, if it was another one before"),
+    },
+    Address: {
+        "host": ("host", "name or IP address"),
+        "port": ("port", "TCP port"),
+    },
+    HandOver: {
+        "old": ("hash", "a key of the coordinator"),
+        "new": ("hash", "the key that follows it"),
+        "signature": (
+            "signature",
+            "by `old`, over `fedclip-edge hand-over`, a zero byte, and the 32 bytes of each key",
+        ),
     },
     DeviceState: {
         "boot": _BOOT,

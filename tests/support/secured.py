@@ -12,11 +12,13 @@ from pathlib import Path
 import brokers
 from brokers import free_port, wait_until_served
 from socket_faults import Encryption
+from system import write_pictures
 
 from fedclip_edge.config import BrokerAddress, load_agent
 from fedclip_edge.pki import enrolment, site
 from fedclip_edge.pki.site import Folder
 from fedclip_edge.transport import tls
+from fedclip_edge.vision.bundle import Bundle
 
 
 @dataclass
@@ -99,3 +101,37 @@ class Secured:
     def nobody(self) -> BrokerAddress:
         """A client that knows the authority and has no certificate."""
         return replace(self.coordinator, certificate=None, key=None)
+
+
+def write_fleet(secured: Secured, bundle: Bundle, rounds: int) -> Path:
+    here = secured.site.coordinator
+    path = secured.folder / "fleet.toml"
+    path.write_text(
+        f'fleet = "lab"\nbundle = "{bundle.folder}"\nregistry = "{secured.site.registry}"\n'
+        f'[broker]\nport = {secured.port}\nca = "{here}/ca.crt"\n'
+        f'certificate = "{here}/coordinator.crt"\nkey = "{here}/coordinator.key"\n'
+        f"[rules]\ndevices = 2\nquorum = 0.5\ndeadline_s = 60\ngrace_s = 1\n"
+        f'[plan]\nmethod = "fedclip"\nrounds = {rounds}\nvote = "off"\n'
+    )
+    return path
+
+
+def write_agent(secured: Secured, bundle: Bundle, name: str) -> Path:
+    """The agent.toml of the archive with the entries that a user adds: pictures and paths."""
+    secured.box(name)
+    return complete(secured.folder / name, bundle, name)
+
+
+def complete(folder: Path, bundle: Bundle, name: str) -> Path:
+    write_pictures(folder / "pictures", bundle.classes.names, 12, len(name))
+    path = folder / "agent.toml"
+    text = path.read_text()
+    for old, new in (
+        ('# bundle = "bundle"', f'bundle = "{bundle.folder}"'),
+        ('"/var/lib/fedclip-edge"', '"state"'),
+        ('"/srv/pictures"', '"pictures"'),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    path.write_text(text)
+    return path
