@@ -55,6 +55,7 @@ def stopping_on_signals(*, is_service: bool) -> Iterator[None]:
     try:
         yield
     finally:
+        asked.is_unwound = True
         if asked.number is not None:
             _say_stopped(asked.number)
 
@@ -69,6 +70,7 @@ class _Asked:
     def __init__(self, *, is_service: bool) -> None:
         self.number: signal.Signals | None = None
         self.is_service = is_service
+        self.is_unwound = False  # the exception is on its way out, or was never raised
         self._raised: weakref.ref[_Stopped] | None = None
 
     def exception(self, number: int) -> _Stopped:
@@ -80,7 +82,7 @@ class _Asked:
 
     def is_discarded(self) -> bool:
         """True if the exception no longer exists, so the main thread goes on with its work."""
-        return self._raised is not None and self._raised() is None
+        return not self.is_unwound and self._raised is not None and self._raised() is None
 
 
 def _watch(pair: tuple[socket.socket, socket.socket], asked: _Asked) -> None:
