@@ -36,7 +36,8 @@ def resume_coordinator(
     run, closed = run_state.run, run_state.model.round
     course = run_state.journal.course(run.id)
     rounds = len(run_state.upcoming.steps) if course.ends_after is None else course.ends_after
-    phase: Phase = "final" if closed >= rounds else "gathering"
+    phase: Phase = "gathering" if closed < rounds else "final"
+    phase = "done" if course.is_over else phase
     journal = run_state.journal
     votes = run_state.upcoming.votes
     devices = Devices(
@@ -54,7 +55,7 @@ def resume_coordinator(
         rounds=rounds,
         votes=votes,
         round=min(closed + 1, rounds),
-        phase="done" if course.is_over else phase,
+        phase=phase,
         paused=course.paused or course.state == "held",
         deadline=now + config.rules.deadline_s,
         gathering_since=now,
@@ -64,7 +65,7 @@ def resume_coordinator(
         away_since=dict.fromkeys(admission.admitted, now),
         invited=invited,
         enrolled=admission.enrolled or frozenset(),
-        kept={} if course.is_over else run_state.kept(),
+        kept=run_state.kept() if phase == "gathering" else {},
     )
     driver = RoundDriver(
         state, run_state, publisher, receiver, admission, devices, finished=course.is_over
