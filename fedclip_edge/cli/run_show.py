@@ -28,8 +28,9 @@ def show(run: str | None, config: Path, every: bool, as_json: bool) -> None:
     """
     import contextlib
     import json
+    import sys
 
-    from fedclip_edge.cli.fleet_tables import summary_text
+    from fedclip_edge.cli.run_text import summary_text
     from fedclip_edge.config import load_fleet
     from fedclip_edge.coordinator import run_report
     from fedclip_edge.coordinator.journal import open_journal_to_read
@@ -40,4 +41,4 @@ def show(run: str | None, config: Path, every: bool, as_json: bool) -> None:
         found = run_report.summarise(
             journal, find_run(journal, run), fleet.fleet, run_report.bundle_of(fleet)
         )
-    click.echo(json.dumps(found) if as_json else summary_text(found, every=every))
+    click.echo(json.dumps(found) if as_json else summary_text(found, sys.stdout, every=every))

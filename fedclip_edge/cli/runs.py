@@ -23,8 +23,9 @@ def runs(config: Path, every: bool, as_json: bool) -> None:
     """
     import contextlib
     import json
+    import sys
 
-    from fedclip_edge.cli.fleet_tables import runs_table
+    from fedclip_edge.cli.run_text import runs_table
     from fedclip_edge.config import load_fleet
     from fedclip_edge.coordinator import run_report
     from fedclip_edge.coordinator.journal import open_journal_to_read
@@ -37,6 +38,6 @@ def runs(config: Path, every: bool, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"runs": rows}))
         return
-    click.echo(runs_table(rows) if rows else f"the journal {path} has no run yet")
+    click.echo(runs_table(rows, sys.stdout) if rows else f"the journal {path} has no run yet")
     if len(found) > len(rows):
         click.echo(f"and {len(found) - len(rows)} more; --all shows every run")
