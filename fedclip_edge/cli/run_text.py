@@ -14,6 +14,7 @@ from fedclip_edge.reporting.run_figures import worst_first
 from fedclip_edge.reporting.run_words import conclusion
 from fedclip_edge.reporting.table import aligned, width_of
 
+NOT_SERVED = "no coordinator serves from this journal now; no run goes on"
 _DEVICES = 20  # that are shown without --all
 
 

@@ -25,12 +25,15 @@ def runs(config: Path, every: bool, as_json: bool) -> None:
     import json
     import sys
 
-    from fedclip_edge.cli.run_text import runs_table
+    from fedclip_edge.cli.progress import note
+    from fedclip_edge.cli.run_text import NOT_SERVED, runs_table
     from fedclip_edge.config import load_fleet
-    from fedclip_edge.coordinator import run_report
+    from fedclip_edge.coordinator import control, run_report
     from fedclip_edge.coordinator.journal import open_journal_to_read
 
     path = load_fleet(config).journal
+    if not control.is_served(control.socket_path(path)):
+        note(NOT_SERVED)
     with contextlib.closing(open_journal_to_read(path)) as journal:
         found = journal.runs()[::-1]
         shown = found if every or as_json else found[:_SHOWN]
