@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedclip_edge.reporting.figures import difference
-from fedclip_edge.reporting.run_figures import KINDS, Summary, apart, counted, is_demo, kinds
+from fedclip_edge.reporting.run_figures import KINDS, Summary, apart, is_demo, kinds
+from fedclip_edge.reporting.run_words import counted
 from fedclip_edge.reporting.table import aligned
 
 _NOTE_COLUMNS = 100
