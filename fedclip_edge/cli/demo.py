@@ -106,8 +106,7 @@ def demo(
     from fedclip_edge.learning import methods
     from fedclip_edge.learning.schedule import exchanges, has_vote
     from fedclip_edge.reporting import run_table
-    from fedclip_edge.reporting.run_figures import progress
-    from fedclip_edge.reporting.run_page import comparison
+    from fedclip_edge.reporting.run_words import comparison, progress
     from fedclip_edge.reporting.table import width_of
     from fedclip_edge.storage.lock import lock_file
     from fedclip_edge.vision.shared_cache import SharedCache, default_path

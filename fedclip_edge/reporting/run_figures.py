@@ -92,21 +92,6 @@ def has_unknown(summary: Summary) -> bool:
     return any(UNKNOWN in its["accuracy"] for its in summary["devices"].values())
 
 
-def progress(summary: Summary) -> str:
-    """Say which rounds closed: "11 rounds and a vote", or "5 of 11 rounds"."""
-    closed, rounds = summary["rounds_closed"], summary["rounds"] - summary["vote"]
-    if closed < rounds:
-        return f"{closed} of {counted(rounds)}"
-    if not summary["vote"]:
-        return counted(rounds)
-    return f"{counted(rounds)} {'and a vote' if closed > rounds else 'without the vote'}"
-
-
-def counted(rounds: int) -> str:
-    """Return "1 round", "2 rounds", ..."""
-    return f"{rounds} round{'s' * (rounds != 1)}"
-
-
 def worst_first(devices: Mapping[str, Any]) -> dict[str, Any]:
     """Sort devices by the accuracy of the shared model; those without one come first."""
 
@@ -127,6 +112,12 @@ def pairs(entries: Mapping[str, Any], one: str, other: str) -> list[tuple[float,
     accuracies = [entry["accuracy"] for entry in entries.values()]
     both = [(number(accuracy.get(one)), number(accuracy.get(other))) for accuracy in accuracies]
     return [(a, b) for a, b in both if a is not None and b is not None]
+
+
+def column_mean(summary: Summary, kind: str) -> float | None:
+    """Return the mean of one kind of accuracy over all devices; None if a device has none."""
+    found = pairs(summary["devices"], kind, kind)
+    return mean([a for a, _ in found]) if len(found) == len(summary["devices"]) else None
 
 
 def mean(values: Sequence[float]) -> float | None:

@@ -1,7 +1,4 @@
-"""The page of one run, of a fleet or of the demo: one self-contained HTML file.
-
-Law: if accuracy fell, the text says that it fell.
-"""
+"""The page of one run, of a fleet or of the demo: one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -10,27 +7,27 @@ from pathlib import Path
 from typing import Any
 
 from fedclip_edge.reporting.chart import NARROW_PX, WIDE_PX, Chart, Line, chart_layout
-from fedclip_edge.reporting.figures import difference, number, percent, points, whole
+from fedclip_edge.reporting.figures import number
 from fedclip_edge.reporting.page import write_page
 from fedclip_edge.reporting.run_figures import (
     KINDS,
     UNKNOWN,
     Summary,
     apart,
+    column_mean,
     is_demo,
     kinds,
     mean,
     pairs,
-    progress,
     worst_first,
 )
+from fedclip_edge.reporting.run_words import conclusion, names_of, progress, remarks
 
 TEMPLATE = Path(__file__).resolve().with_name("run_page.html.j2")
 _MEANS = (*KINDS, UNKNOWN, "federated_f1", "zero_shot_ece", "federated_ece")
 # With more devices than this, a chart with a line for each cannot be read.
 _LINES_MAX = 12
 _WORST = 5
-_NAMED = 10  # devices in one sentence
 
 
 def write_run_page(path: Path, summary: Summary, examples: Mapping[str, Any] | None = None) -> None:
@@ -41,7 +38,7 @@ def write_run_page(path: Path, summary: Summary, examples: Mapping[str, Any] | N
     """
     if len(summary["devices"]) > _LINES_MAX:
         summary = {**summary, "devices": worst_first(summary["devices"])}
-    names = _names(summary)
+    names = names_of(summary)
     values = {
         "summary": summary,
         "demo": is_demo(summary),
@@ -52,7 +49,7 @@ def write_run_page(path: Path, summary: Summary, examples: Mapping[str, Any] | N
         "remarks": remarks(summary),
         "progress": progress(summary),
         "columns": kinds(summary),
-        "means": _means(summary),
+        "means": {kind: column_mean(summary, kind) for kind in _MEANS},
         "held_out_charts": _charts(_held_out_lines(summary)),
         "charts": _charts(_device_lines(summary, names)),
         "cards": {},
@@ -61,151 +58,6 @@ def write_run_page(path: Path, summary: Summary, examples: Mapping[str, Any] | N
         **(examples or {}),
     }
     write_page(path, TEMPLATE, values)
-
-
-# The conclusion of the run, in words
-
-
-def conclusion(summary: Summary) -> str:
-    """Describe the run in one sentence with its figures; it says "fell" if accuracy fell."""
-    count = len(summary["devices"])
-    start = f"{progress(summary)}, {count} device{'s' * (count != 1)}"
-    both = pairs(summary["devices"], "zero_shot", "federated")
-    over = "" if len(both) in (0, count) else f" ({len(both)} of {count} measured)"
-    what = "the accuracy" if count == 1 else f"the mean accuracy of the devices{over}"
-    verb, figures = _change(both)
-    text = f"{what} {verb}{figures}"
-    if others := apart(summary):
-        own, more = _change(pairs(others, "zero_shot", "federated"))
-        # The same verb is not repeated: "rose from 1 to 2, the held-out style X from 3 to 4".
-        said = "" if own == verb and more else f" {own}"
-        text += f", {_others(summary, others)}{said}{more}"
-    return f"{start}: {text}; no picture left its device."
-
-
-def remarks(summary: Summary) -> list[str]:
-    """List the remarks that a reader needs to judge the conclusion, one sentence each."""
-    names, demo, others = _names(summary), is_demo(summary), apart(summary)
-    entries = [(names[device], entry) for device, entry in summary["devices"].items()]
-    entries += [
-        (f"the held-out {entry['domain']}" if demo else names[device], entry)
-        for device, entry in others.items()
-    ]
-    said = comparison(summary)
-    losses = [
-        (gain, name)
-        for name, entry in entries
-        if (gain := difference(entry["accuracy"], "federated", "zero_shot")) is not None
-        and round(100 * gain, 1) < 0
-    ]
-    worse = [f"{name} ({points(gain)} points)" for gain, name in sorted(losses)]
-    if worse:
-        more = f" and {len(worse) - _NAMED} more" if len(worse) > _NAMED else ""
-        said.append(f"Training made the accuracy worse on {', '.join(worse[:_NAMED])}{more}.")
-    tests = [n for _, entry in entries if (n := number(entry["pictures"].get("test")))]
-    if tests:
-        count = " to ".join(dict.fromkeys(whole(n) for n in (min(tests), max(tests))))
-        step = " to ".join(dict.fromkeys(f"{100 / n:.1f}" for n in (max(tests), min(tests))))
-        said.append(
-            f"Each {'style' if demo else 'device'} is tested on {count} pictures. One picture "
-            f"changes its accuracy by {step} points, so small differences may be chance."
-        )
-    return said
-
-
-def comparison(summary: Summary) -> list[str]:
-    """Compare the fleet's model with zero-shot CLIP, FedCLIP as published and the devices alone.
-
-    There is a sentence for the devices' own pictures, after one for the held-out style in the demo.
-    The list is empty if neither FedCLIP nor the devices alone were trained to compare.
-    """
-    if not {"fedclip", "local"} & set(kinds(summary)):
-        return []
-    said = []
-    if held_out := summary.get("held_out"):
-        said.append(
-            f"On the held-out style {held_out['domain']}, which no device has: "
-            f"{_side_by_side(summary, held_out['accuracy'], _span(held_out['local_by_device']))}."
-        )
-    means = _means(summary)
-    own = "styles" if is_demo(summary) else "pictures"
-    text = f"On the devices' own {own}, on average: {_side_by_side(summary, means)}."
-    if (gain := difference(means, "federated", "local")) is not None and gain < 0:
-        text += (
-            " A model trained alone is tested here on its own device's pictures only; it has "
-            "learned nothing from the other devices."
-        )
-    return [*said, text]
-
-
-def _side_by_side(summary: Summary, accuracy: Mapping[str, Any], span: str = "") -> str:
-    """List the accuracies of the models that are compared; `span` follows the devices alone."""
-    models = {
-        "zero_shot": "zero-shot CLIP",
-        "fedclip": "FedCLIP as published",
-        "local": "a device that trains alone",
-        "federated": f"the fleet with {summary['method']}",
-        "personal": "the devices' personal models",
-    }
-    return ", ".join(
-        f"{models[kind]} {percent(accuracy.get(kind))}{span * (kind == 'local')}"
-        for kind in kinds(summary)
-        if kind != "personal" or number(accuracy.get(kind)) is not None
-    )
-
-
-def _span(accuracies: Mapping[str, Any]) -> str:
-    """Return " on average (71.1 to 74.7 %)"; it is empty if all are the same."""
-    shares = [share for its in accuracies.values() if (share := number(its)) is not None]
-    ends = [f"{100 * end:.1f}" for end in (min(shares), max(shares))]
-    return f" on average ({ends[0]} to {ends[1]} %)" if ends[0] != ends[1] else ""
-
-
-def _change(accuracies: Sequence[tuple[float, float]]) -> tuple[str, str]:
-    """Return a verb and the figures that follow it, for accuracies before and after."""
-    old, new = mean([a for a, _ in accuracies]), mean([b for _, b in accuracies])
-    if old is None or new is None:
-        return "was not measured", ""
-    if percent(old) == percent(new):
-        return "stayed", f" at {percent(new)}"
-    return "rose" if new > old else "fell", f" from {percent(old)} to {percent(new)}"
-
-
-def _others(summary: Summary, others: Mapping[str, Any]) -> str:
-    """Name the devices that do not train, in a sentence."""
-    if is_demo(summary):
-        return f"the held-out style {next(iter(others.values()))['domain']}"
-    if len(others) == 1:
-        return f"that of {next(iter(others))}, which only evaluates,"
-    return f"that of {len(others)} devices that only evaluate"
-
-
-# Reading the summary
-
-
-def _names(summary: Summary) -> dict[str, str]:
-    """Return the displayed name of each device.
-
-    In the demo it is its style, with its id if styles are repeated; in a fleet it is the id.
-    """
-    if not is_demo(summary):
-        return {device: device for device in [*summary["devices"], *apart(summary)]}
-    domains = {device: str(entry["domain"]) for device, entry in summary["devices"].items()}
-    known = list(domains.values())
-    return {
-        device: domain if known.count(domain) == 1 else f"{domain} ({device})"
-        for device, domain in domains.items()
-    }
-
-
-def _column_mean(summary: Summary, kind: str) -> float | None:
-    """Compute the mean of one kind of accuracy over all devices; None if a device has none."""
-    found = pairs(summary["devices"], kind, kind)
-    return mean([a for a, _ in found]) if len(found) == len(summary["devices"]) else None
-
-
-def _means(summary: Summary) -> dict[str, float | None]:
-    return {kind: _column_mean(summary, kind) for kind in _MEANS}
 
 
 def _device_lines(summary: Summary, names: Mapping[str, str]) -> list[Line]:

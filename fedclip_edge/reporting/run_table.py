@@ -12,11 +12,11 @@ from fedclip_edge.reporting.run_figures import (
     UNKNOWN,
     Summary,
     apart,
-    counted,
     has_unknown,
     is_demo,
     kinds,
 )
+from fedclip_edge.reporting.run_words import counted
 from fedclip_edge.reporting.table import aligned
 
 _NOTE_COLUMNS = 100

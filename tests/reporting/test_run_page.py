@@ -91,7 +91,8 @@ def test_the_decision_of_a_vote_is_told_with_its_figures(tmp_path: Path) -> None
 
 
 def test_the_rounds_of_a_fleet_and_its_vote_are_counted(tmp_path: Path) -> None:
-    html = page(tmp_path, summary(2, rounds=2, vote=True))
+    decision = {"said": "There was no comparison.", "loss": None}
+    html = page(tmp_path, summary(2, rounds=2, vote=True, decision=decision))
     assert "1 round and a vote, 2 devices:" in html
     assert "<dd>1 round and a vote</dd>" in html
     assert "the last step is the vote" in html
