@@ -120,8 +120,8 @@ def summarise(journal: Journal, run: Run, fleet: str, bundle: Bundle | None) -> 
 def brief(journal: Journal, run: Run) -> dict[str, Any]:
     """Collect the few figures of a run that a list of runs shows.
 
-    Accuracies are means over the devices that trained and reported on the last model. Raises JournalError if
-    the journal cannot be read.
+    Accuracies are means over the devices that trained and reported on the last model. Raises
+    JournalError if the journal cannot be read.
     """
     closed = journal.rounds_closed(run.id)
     sent = journal.sent(run.id)
