@@ -206,6 +206,12 @@ def test_the_coordinator_needs_neither_torch_nor_onnxruntime() -> None:
     assert loads("import fedclip_edge.coordinator.process") == {"paho"}
 
 
+def test_the_status_of_a_fleet_needs_no_heavy_library() -> None:
+    """Not even jinja2: the page of a report is an extra."""
+    texts = "import fedclip_edge.cli.status_text, fedclip_edge.cli.run_text"
+    assert loads(f"{texts}, fedclip_edge.coordinator.run_report") == set()
+
+
 def test_vision_needs_no_torch() -> None:
     pytest.importorskip("onnxruntime", reason="onnxruntime is only in the extra [agent]")
     assert loads("import fedclip_edge.vision.embedding") <= {"onnxruntime"}

@@ -101,7 +101,7 @@ def demo(
     from fedclip_edge.learning import methods
     from fedclip_edge.learning.schedule import exchanges
     from fedclip_edge.records import Plan
-    from fedclip_edge.reporting import run_page, run_table
+    from fedclip_edge.reporting import run_table, run_words
     from fedclip_edge.reporting.table import width_of
     from fedclip_edge.storage.lock import lock_file
     from fedclip_edge.vision.shared_cache import SharedCache, default_path
@@ -154,7 +154,7 @@ def demo(
     summary.write(out / "summary.json", figures)
     width = width_of(sys.stdout)
     click.echo(f"\n{run_table.table(figures, width)}\n\n{run_table.notes(figures, width)}\n")
-    if compared := run_page.compared_with_local(figures):
+    if compared := run_words.compared_with_local(figures):
         click.echo(f"{run_table.filled(compared, width)}\n")
     personal = staged.devices[0].state_dir / "personal.safetensors"
     model = personal if methods.get(method).traits.is_personal else staged.journal

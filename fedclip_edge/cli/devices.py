@@ -32,7 +32,7 @@ def devices(config: Path, every: bool, device: str | None, by_class: bool, as_js
     import json
     import sys
 
-    from fedclip_edge.cli import fleet_tables
+    from fedclip_edge.cli import device_tables
     from fedclip_edge.config import load_fleet, unknown
     from fedclip_edge.coordinator import control
 
@@ -47,14 +47,14 @@ def devices(config: Path, every: bool, device: str | None, by_class: bool, as_js
     if as_json:
         click.echo(json.dumps(found if device is None else rows[device]))
     elif device is not None:
-        click.echo(fleet_tables.device_text(found, rows[device], sys.stdout))
+        click.echo(device_tables.device_text(found, rows[device], sys.stdout))
     elif by_class:
-        table = fleet_tables.class_table(found["devices"], found["classes"])
+        table = device_tables.class_table(found["devices"], found["classes"], sys.stdout)
         click.echo(table or "no device that is online tells its pictures by class")
     elif not rows:
         click.echo("no device has joined this run yet")
     else:
         shown = found["devices"] if every else found["devices"][:_SHOWN]
-        click.echo(fleet_tables.device_table(shown))
+        click.echo(device_tables.device_table(shown, sys.stdout))
         if len(rows) > len(shown):
             click.echo(f"and {len(rows) - len(shown)} more; --all shows every device")

@@ -28,16 +28,20 @@ def show(run: str | None, config: Path, every: bool, as_json: bool) -> None:
     """
     import contextlib
     import json
+    import sys
 
-    from fedclip_edge.cli.fleet_tables import summary_text
+    from fedclip_edge.cli.progress import note
+    from fedclip_edge.cli.run_text import NOT_SERVED, summary_text
     from fedclip_edge.config import load_fleet
-    from fedclip_edge.coordinator import run_report
+    from fedclip_edge.coordinator import control, run_report
     from fedclip_edge.coordinator.journal import open_journal_to_read
     from fedclip_edge.coordinator.model_lookup import find_run
 
     fleet = load_fleet(config)
+    if not control.is_served(control.socket_path(fleet.journal)):
+        note(NOT_SERVED)
     with contextlib.closing(open_journal_to_read(fleet.journal)) as journal:
         found = run_report.summarise(
             journal, find_run(journal, run), fleet.fleet, run_report.bundle_of(fleet)
         )
-    click.echo(json.dumps(found) if as_json else summary_text(found, every=every))
+    click.echo(json.dumps(found) if as_json else summary_text(found, sys.stdout, every=every))

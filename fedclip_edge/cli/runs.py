@@ -23,13 +23,17 @@ def runs(config: Path, every: bool, as_json: bool) -> None:
     """
     import contextlib
     import json
+    import sys
 
-    from fedclip_edge.cli.fleet_tables import runs_table
+    from fedclip_edge.cli.progress import note
+    from fedclip_edge.cli.run_text import NOT_SERVED, runs_table
     from fedclip_edge.config import load_fleet
-    from fedclip_edge.coordinator import run_report
+    from fedclip_edge.coordinator import control, run_report
     from fedclip_edge.coordinator.journal import open_journal_to_read
 
     path = load_fleet(config).journal
+    if not control.is_served(control.socket_path(path)):
+        note(NOT_SERVED)
     with contextlib.closing(open_journal_to_read(path)) as journal:
         found = journal.runs()[::-1]
         shown = found if every or as_json else found[:_SHOWN]
@@ -37,6 +41,6 @@ def runs(config: Path, every: bool, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"runs": rows}))
         return
-    click.echo(runs_table(rows) if rows else f"the journal {path} has no run yet")
+    click.echo(runs_table(rows, sys.stdout) if rows else f"the journal {path} has no run yet")
     if len(found) > len(rows):
         click.echo(f"and {len(found) - len(rows)} more; --all shows every run")

@@ -21,10 +21,11 @@ def status(config: Path, every: bool, as_json: bool) -> None:
     CONFIG is the configuration file that `serve` uses, by default fleet.toml.
     """
     import json
+    import sys
 
-    from fedclip_edge.cli.fleet_tables import status_text
+    from fedclip_edge.cli.status_text import status_text
     from fedclip_edge.config import load_fleet
     from fedclip_edge.coordinator import control
 
     found = control.ask(control.socket_path(load_fleet(config).journal), "status", every=every)
-    click.echo(json.dumps(found) if as_json else status_text(found))
+    click.echo(json.dumps(found) if as_json else status_text(found, sys.stdout))

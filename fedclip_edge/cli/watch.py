@@ -30,8 +30,8 @@ def watch(config: Path, every: bool, as_json: bool) -> None:
     import sys
     import time
 
-    from fedclip_edge.cli.fleet_tables import status_text
     from fedclip_edge.cli.progress import Screen
+    from fedclip_edge.cli.status_text import status_text
     from fedclip_edge.config import load_fleet
     from fedclip_edge.coordinator import control
     from fedclip_edge.errors import LinkError
@@ -41,7 +41,7 @@ def watch(config: Path, every: bool, as_json: bool) -> None:
         while True:
             try:
                 found = control.ask(path, "status", every=every)
-                text = json.dumps(found) if as_json else status_text(found)
+                text = json.dumps(found) if as_json else status_text(found, sys.stdout)
             except LinkError as error:
                 text = json.dumps({"error": str(error)}) if as_json else str(error)
             screen.show(text)

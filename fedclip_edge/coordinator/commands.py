@@ -109,6 +109,11 @@ def start(server: Server, arguments: Start) -> Change:
 def pause(server: Server, arguments: NoArguments) -> Change:
     """Open no further round; raises ConfigError if the run is over or paused."""
     _check_open(server)
+    if server.coordinator.rounds.phase == "final":
+        raise ConfigError(
+            f"every round of {server.run.id} is closed, so there is none to pause before; the run "
+            "waits for the evaluation of its last model"
+        )
     if server.coordinator.rounds.paused:
         raise ConfigError(f"{server.run.id} is paused; `fedclip-edge run resume` lets it go on")
     return _change(server, lambda now: server.coordinator.driver.pause(now, paused=True))
@@ -117,7 +122,7 @@ def pause(server: Server, arguments: NoArguments) -> Change:
 def resume(server: Server, arguments: NoArguments) -> Change:
     """Open rounds again; raises ConfigError if the run is not paused."""
     _check_open(server)
-    if not server.coordinator.rounds.paused:
+    if not server.coordinator.rounds.paused or server.coordinator.rounds.phase == "final":
         raise ConfigError(f"{server.run.id} is not paused; there is nothing to do")
     return _change(server, lambda now: server.coordinator.driver.pause(now, paused=False))
 

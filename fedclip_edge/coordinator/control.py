@@ -183,6 +183,21 @@ def ask(path: Path, command: str, **arguments: Any) -> dict[str, Any]:
     return result
 
 
+def is_served(path: Path) -> bool:
+    """Return whether a coordinator listens behind the socket `path`, also to other users."""
+    try:
+        with (
+            _address(path) as address,
+            socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link,
+        ):
+            link.connect(address)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def _address(path: Path) -> Iterator[str]:
     """An address for the socket `path`, also if the path is longer than a socket's may be."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fedclip_edge.coordinator.journal_tables import Sent
 from fedclip_edge.protocol.messages import DeviceState, Hello
 
 MODEL_REPEAT_S = 0.5  # the least time between two sends of one model to one device
@@ -21,6 +22,7 @@ class Devices:
     keys: dict[str, str]  # device -> public key, 64 hex digits; pinned, or from the registry
     # The last report of each device in this run, as a JSON object (protocol/report.py).
     reports: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    sent: dict[str, Sent] = field(default_factory=dict)  # what each contributed to this run
     # The last hello of each device that was admitted since this process started.
     hellos: dict[str, Hello] = field(default_factory=dict)
     # The most pictures, without those for tests, that each one declared since this process started:
@@ -76,6 +78,15 @@ class Devices:
             return False
         self._encoding_said[device] = now
         return True
+
+    def add_contribution(self, device: str, size_bytes: int, norm: float | None) -> None:
+        """Count a contribution that was kept; an answer to a vote has no `norm`."""
+        before = self.sent.get(device, Sent(0, 0, None))
+        self.sent[device] = Sent(
+            before.contributions + 1,
+            before.size_bytes + size_bytes,
+            before.norm if norm is None else norm,
+        )
 
     def recall(self, before: Devices) -> None:
         """Take over the last words of each device, and their times, from an earlier run."""

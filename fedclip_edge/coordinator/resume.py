@@ -36,9 +36,15 @@ def resume_coordinator(
     run, closed = run_state.run, run_state.model.round
     course = run_state.journal.course(run.id)
     rounds = len(run_state.upcoming.steps) if course.ends_after is None else course.ends_after
-    phase: Phase = "final" if closed >= rounds else "gathering"
+    phase: Phase = "gathering" if closed < rounds else "final"
+    phase = "done" if course.is_over else phase
     journal = run_state.journal
-    devices = Devices(journal.keys(run.id), reports=journal.newest_reports(run.id))
+    votes = run_state.upcoming.votes
+    devices = Devices(
+        journal.keys(run.id),
+        reports=journal.newest_reports(run.id),
+        sent=journal.sent(run.id, votes),
+    )
     admission = Admission(run, run_state.journal, devices, registry, class_names)
     receiver = Receiver(
         run_state, publisher, Uploads(Slots(config.rules.upload_slots, LEASE_S)), devices
@@ -47,9 +53,9 @@ def resume_coordinator(
         run=run.id,
         rules=config.rules,
         rounds=rounds,
-        votes=run_state.upcoming.votes,
+        votes=votes,
         round=min(closed + 1, rounds),
-        phase="done" if course.is_over else phase,
+        phase=phase,
         paused=course.paused or course.state == "held",
         deadline=now + config.rules.deadline_s,
         gathering_since=now,
@@ -59,7 +65,7 @@ def resume_coordinator(
         away_since=dict.fromkeys(admission.admitted, now),
         invited=invited,
         enrolled=admission.enrolled or frozenset(),
-        kept={} if course.is_over else run_state.kept(),
+        kept=run_state.kept() if phase == "gathering" else {},
     )
     driver = RoundDriver(
         state, run_state, publisher, receiver, admission, devices, finished=course.is_over

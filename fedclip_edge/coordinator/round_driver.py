@@ -69,6 +69,10 @@ class RoundDriver:
                     assert arrival is not None
                     sha256 = state.kept[action.device]
                     norm = self.run_state.keep(arrival.contribution, sha256, arrival.payload)
+                    size_bytes, is_vote = len(arrival.payload), self.state.is_vote
+                    self.devices.add_contribution(
+                        action.device, size_bytes, None if is_vote else norm
+                    )
                     log.event(
                         "kept",
                         device=action.device,

@@ -190,9 +190,13 @@ def open_run_state(run: Run, journal: Journal, schedule: Schedule) -> RunState:
         bound = _bound(run, journal, schedule, model.round)
         total = schedule.total(model.round, bound.value)
         exchange = _next_exchange(run, schedule, stored, bound)
-        next_rounds = journal.course(run.id).next_rounds
-        state = RunState(run, journal, schedule, model, stored, total, bound, exchange, next_rounds)
-        for device, payload in journal.contributions(run.id, model.round + 1):
+        course = journal.course(run.id)
+        state = RunState(
+            run, journal, schedule, model, stored, total, bound, exchange, course.next_rounds
+        )
+        # Of a round that the operator did not let end, the payloads are deleted.
+        open_round = () if course.is_over else journal.contributions(run.id, model.round + 1)
+        for device, payload in open_round:
             kept = wire.unpack_contribution(payload, plan.codec_up, layout.delta, layout.sums)
             state.check(device, model.round + 1, kept)
             state.total.add(kept.update)

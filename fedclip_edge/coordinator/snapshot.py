@@ -36,7 +36,6 @@ class _View:
 
     serving: Coordinator
     now: float
-    sent: Mapping[str, Sent]
     revoked: frozenset[str]
     left_out: frozenset[str]
     late: frozenset[str]  # the round waits for them, and half of its deadline is over
@@ -76,7 +75,7 @@ def status(serving: Coordinator, now: float, *, every: bool = False) -> dict[str
             "cohort": len(rounds.cohort) if is_open else None,
             "quorum": rounds.quorum if is_open else None,
             "deadline_in_s": _seconds(rounds.deadline - now) if is_open else None,
-            "updates_bytes": sum(its.size_bytes for its in view.sent.values()),
+            "updates_bytes": sum(its.size_bytes for its in serving.devices.sent.values()),
             "model_bytes": run_state.blob.size_bytes,
         },
         "waiting": None if course.is_over or course.state == "held" else _waiting(view),
@@ -123,13 +122,12 @@ def devices(serving: Coordinator, now: float, *, by_class: bool = False) -> dict
 
 
 def _view(serving: Coordinator, now: float) -> _View:
-    run_state, rounds, registry = serving.run_state, serving.rounds, serving.admission.registry
+    rounds, registry = serving.rounds, serving.admission.registry
     is_half_over = rounds.deadline - now < rounds.rules.deadline_s / 2
     is_late = rounds.phase == "open" and is_half_over
     return _View(
         serving,
         now,
-        sent=run_state.journal.sent(run_state.run.id, rounds.votes),
         revoked=frozenset(() if registry is None else registry.revoked),
         left_out=rounds.left_out,
         late=attendance.waiting(rounds, now) if is_late else frozenset(),
@@ -158,7 +156,7 @@ def _row(view: _View, device: str) -> dict[str, Any]:
     registry = serving.admission.registry
     enrolled = None if registry is None else registry.devices.get(device)
     state, detail = _state(view, device)
-    sent = view.sent.get(device, Sent(0, 0, None))
+    sent = its.sent.get(device, Sent(0, 0, None))
     pictures = None if hello is None else hello.capabilities.pictures
     return {
         "id": device,

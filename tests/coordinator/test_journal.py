@@ -7,6 +7,7 @@ import hashlib
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +15,13 @@ from typing import Any
 
 import pytest
 import system
+from denied import needs_denial, without_root
 from drawn_records import PLANS, REPORTS, report
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedclip_edge.coordinator.journal import Journal, open_journal
-from fedclip_edge.coordinator.journal_tables import Run, StoredModel
+from fedclip_edge.coordinator.journal import Journal, open_journal, open_journal_to_read
+from fedclip_edge.coordinator.journal_tables import Run, Sent, StoredModel
 from fedclip_edge.errors import ConfigError, JournalError, RunError
 from fedclip_edge.protocol.report import Report
 from fedclip_edge.records import Plan
@@ -443,7 +445,7 @@ def test_a_journal_of_another_version_is_left_alone(journal: Journal, path: Path
     database(journal).execute("PRAGMA user_version = 1")
     journal.close()
     before = path.read_bytes()
-    with pytest.raises(ConfigError, match="format version 1, this program uses 4"):
+    with pytest.raises(ConfigError, match="format version 1, this program uses 5"):
         open_journal(path)
     assert path.read_bytes() == before
 
@@ -498,7 +500,7 @@ def test_a_file_that_lost_its_content_is_no_new_journal(journal: Journal, path: 
     with pytest.raises(JournalError, match=r"it is empty \(0 bytes\); its runs are lost unless"):
         open_journal(path)
     assert path.read_bytes() == b""
-    sqlite3.connect(path).execute("PRAGMA user_version = 4").connection.close()
+    sqlite3.connect(path).execute("PRAGMA user_version = 5").connection.close()
     with pytest.raises(JournalError, match="it has no tables"):
         open_journal(path)
 
@@ -556,6 +558,7 @@ def test_a_row_that_differs_from_its_index_or_its_values_is_found(
 
 
 def test_damage_to_a_page_is_said_in_one_line(journal: Journal, path: Path) -> None:
+    journal.add_action("operator", "start", "{}")  # its table has the last page
     (page_bytes,) = database(journal).execute("PRAGMA page_size").fetchone()
     journal.close()
     raw = bytearray(path.read_bytes())
@@ -610,3 +613,83 @@ def test_a_damaged_report_is_said(journal: Journal) -> None:
     database(journal).execute("UPDATE report SET report = x'00' || substr(report, 2)")
     with pytest.raises(JournalError, match=r"is damaged: a report of run-1 cannot be read"):
         journal.reports("run-1")
+
+
+def kept(journal: Journal, round: int, device: str, norm: float, size: int = 4) -> None:
+    payload = b"x" * size
+    journal.keep(RUN.id, round, device, sha256_of(payload), payload, norm, 1)
+
+
+def test_what_each_device_sent_is_added_up_and_a_vote_has_no_norm(journal: Journal) -> None:
+    for number, norm in ((1, 0.5), (2, 0.25), (3, 0.0)):
+        kept(journal, number, "cam-1", norm, size=10 * number)
+    kept(journal, 1, "cam-2", 0.125)
+    assert journal.sent(RUN.id, votes=(3,)) == {
+        "cam-1": Sent(contributions=3, size_bytes=60, norm=0.25),
+        "cam-2": Sent(contributions=1, size_bytes=4, norm=0.125),
+    }
+    assert journal.sent(RUN.id)["cam-1"].norm == 0.0
+    assert journal.sent("run-2") == {}
+
+
+def test_the_newest_report_of_each_device_is_found(journal: Journal) -> None:
+    reports = [report(device=d, round=n) for d, n in (("cam-1", 1), ("cam-1", 2), ("cam-2", 1))]
+    for one in reports:
+        journal.add_report(one)
+    newest = journal.newest_reports(RUN.id)
+    assert {device: one["round"] for device, one in newest.items()} == {"cam-1": 2, "cam-2": 1}
+    assert Report(**newest["cam-2"]) == replace(reports[2], per_class={})
+    assert list(journal.reported(RUN.id)) == [reports[n].to_json() for n in (0, 2, 1)]
+
+
+# --- reading only --------------------------------------------------------------------------------
+
+
+def test_a_journal_at_rest_is_read_without_a_trace(journal: Journal, path: Path) -> None:
+    kept(journal, 1, "cam-1", 0.5)
+    journal.close()
+    before = {one.name: one.read_bytes() for one in path.parent.iterdir()}
+    with contextlib.closing(open_journal_to_read(path)) as reading:
+        assert [run.id for run in reading.runs()] == [RUN.id]
+        assert reading.sent(RUN.id)["cam-1"].contributions == 1
+        with pytest.raises(JournalError):
+            kept(reading, 1, "cam-2", 0.5)
+    assert {one.name: one.read_bytes() for one in path.parent.iterdir()} == before
+
+
+def test_a_journal_that_is_written_to_is_read_as_it_is_now(journal: Journal, path: Path) -> None:
+    with contextlib.closing(open_journal_to_read(path)) as reading:
+        assert reading.sent(RUN.id) == {}
+        kept(journal, 1, "cam-1", 0.5)
+        assert reading.sent(RUN.id)["cam-1"].contributions == 1
+
+
+def test_a_reader_makes_no_journal_and_refuses_what_is_none(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"there is no journal .* yet; start `fedclip-edge serve`"
+    ):
+        open_journal_to_read(tmp_path / "journal.sqlite")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "empty").touch()
+    with pytest.raises(JournalError, match="it is empty"):
+        open_journal_to_read(tmp_path / "empty")
+    (tmp_path / "text").write_text("not a database " * 100)
+    with pytest.raises(JournalError, match="damaged"):
+        open_journal_to_read(tmp_path / "text")
+    with pytest.raises(ConfigError, match="is a folder"):
+        open_journal_to_read(tmp_path)
+
+
+@needs_denial
+def test_a_journal_in_a_folder_without_write_permission_can_be_read() -> None:
+    with tempfile.TemporaryDirectory() as folder:  # other users cannot enter pytest's own folders
+        path = Path(folder) / "j#1?.sqlite"
+        with contextlib.closing(open_journal(path)) as made:
+            made.add_run(RUN, model(0))
+        path.chmod(0o444)
+        Path(folder).chmod(0o555)
+        try:
+            with without_root(), contextlib.closing(open_journal_to_read(path)) as reading:
+                assert [run.id for run in reading.runs()] == [RUN.id]
+        finally:
+            Path(folder).chmod(0o755)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from fedclip_edge.demo.examples import Example
 from fedclip_edge.demo.report import write_report
-from fedclip_edge.reporting.run_page import conclusion, remarks
+from fedclip_edge.reporting.run_words import conclusion, remarks
 
 HOSTILE = "<script>alert('x')</script>\"'&"
 

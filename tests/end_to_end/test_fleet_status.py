@@ -84,7 +84,9 @@ def test_a_fleet_is_seen_while_it_runs_and_after_it_has_ended(site: Site) -> Non
     shown = shown_on_terminal(system.command("devices", fleet), 80)
     assert "camera-02" in shown
     assert site.bundle.classes.names[0] in system.run("devices", fleet, "--classes").stdout
-    (run,) = asked("runs", fleet)["runs"]
+    listed = system.run("runs", fleet, "--json")
+    assert (listed.returncode, listed.stderr) == (0, "")
+    (run,) = json.loads(listed.stdout)["runs"]
     assert (run["state"], run["rounds_closed"], run["devices"]) == ("done", 3, 2)
 
     started = system.run("run", "start", fleet)
@@ -109,7 +111,9 @@ def test_a_fleet_is_seen_while_it_runs_and_after_it_has_ended(site: Site) -> Non
     assert [one["run"] for one in asked("runs", fleet)["runs"]] == [second["run"], run["run"]]
     written = json.loads((site.folder / "reports" / f"{run['run']}.json").read_text())
     assert asked("run", "show", run["run"], "--config", fleet) == written
-    text = system.run("run", "show", run["run"], "--config", fleet).stdout
+    shown_run = system.run("run", "show", run["run"], "--config", fleet)
+    assert "no coordinator serves from this journal now" in shown_run.stderr
+    text = shown_run.stdout
     assert "the mean accuracy of the devices" in text
     assert contents(site.folder) == before, "a command that only reads has changed a file"
     page = (site.folder / "reports" / f"{run['run']}.html").read_text()

@@ -7,8 +7,8 @@ from typing import Any
 from drawn_records import report
 
 from fedclip_edge.reporting.run_figures import device_figures
-from fedclip_edge.reporting.run_page import conclusion, remarks
 from fedclip_edge.reporting.run_table import notes, table
+from fedclip_edge.reporting.run_words import conclusion, remarks
 
 
 def reported(round: int, up: int | None, **changes: Any) -> dict[str, Any]:

@@ -108,6 +108,7 @@ class Laws:
         if manifest["run"] != self.run.id or manifest["epoch"] < self.epoch:
             return  # from a coordinator that was taken over: no device believes it
         self.epoch = manifest["epoch"]
+        self._follow(journal)
         exchange, closed, phase = manifest["exchange"], manifest["closed"], manifest["phase"]
         number = exchange["number"]
         self.exchanges[exchange["sha256"]] = manifest["model"]["sha256"], exchange["max_norm"]
@@ -129,6 +130,7 @@ class Laws:
 
     def check(self, journal: Journal) -> None:
         """Check the journal after a commit or a restart."""
+        self._follow(journal)
         run = self.run
         closed = journal.rounds_closed(run.id)
         if closed < len(self.models) - 1 or closed < self.announced:
@@ -153,17 +155,25 @@ class Laws:
         if (newest.sha256, newest.payload) != (self.models[-1].sha256, self.models[-1].payload):
             raise BrokenLawError("equal", f"the model that closes round {closed} has other bytes")
 
+    def _follow(self, journal: Journal) -> None:
+        """Follow the operator, who has changed the number of rounds."""
+        run = journal.last_run()
+        if run is not None and run.id == self.run.id and run.plan != self.run.plan:
+            self.run, self.schedule = run, self.schedule.with_rounds(run.plan.rounds)
+
     def check_run_state(self, state: run_state.RunState) -> None:
         """Check the journal, and the coordinator's sum of the open round."""
         self.check(state.journal)
         number = len(self.models)
-        if state.model.round == number - 1:
+        # A run that the operator has ended may have left a round open, whose payloads are deleted.
+        is_over = state.journal.course(state.run.id).is_over
+        if state.model.round == number - 1 and not is_over:
             self._check_sum(number, self._kept, state.total)
 
-    def check_file(self, state: run_state.RunState) -> None:
-        """Check the model file at the end of the run."""
+    def check_file(self, state: run_state.RunState, exchanges: int) -> None:
+        """Check the model file at the end of the run, after so many exchanges."""
         found = model_file.read(model_file.path_of(state.journal.path, self.run.id)).model
-        if found.round != len(self.schedule.steps) or not _same(found, self.masters[-1]):
+        if found.round != exchanges or not _same(found, self.masters[-1]):
             raise BrokenLawError("equal", "the model file differs from a faultless run's")
 
     def journal_replaced(self, journal: Journal) -> None:

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import device_laws
 import habits
+import operator_acts
 from bad_network import FLEET, Network, Weather, worse
 from broken_law import BrokenLawError
 from cached_crypto import identity_of, quickly, schedule
@@ -103,6 +104,8 @@ class World:
     def __init__(self, seed: int, folder: Path, show: Callable[[str], None] | None) -> None:
         self.luck: random.Random = random.Random(seed)
         self.habit_luck: random.Random = random.Random(f"habits of {seed}")
+        self.operator_luck: random.Random = random.Random(f"operator of {seed}")
+        self.has_operator = self.operator_luck.random() < 0.3
         # For one choice alone, so that it changes no other one.
         self.more_waits: random.Random = random.Random(f"more {seed}")
         self.now = 1000.0
@@ -166,7 +169,9 @@ class World:
         self._spares = [self.agents[len(names) - 1]] if spare else []
         # A spare goes away for good; it may be a training device that a round waits for.
         missing = [box for box in (*self._spares, *self.bad) if "train" in self.roles[box.name]]
-        self.progress = Progress(self.rules, self.exchanges, len(missing), self.quiet_at)
+        # The operator lets a paused run go on at a tick after the last fault.
+        quiet_at = self.quiet_at + (2 * TICK_S if self.has_operator else 0.0)
+        self.progress = Progress(self.rules, self.exchanges, len(missing), quiet_at)
 
     def _add_bad_members(self, folder: Path) -> None:
         self.bad = [self._box(folder, name) for name in self.habits]
@@ -194,8 +199,9 @@ class World:
 
     @property
     def exchanges(self) -> int:
-        """The number of rounds and votes of the run."""
-        return len(schedule(self.plan).steps)
+        """The largest number of rounds and votes that the run may have."""
+        more = operator_acts.MORE_ROUNDS if self.has_operator else 0
+        return len(schedule(self.plan).steps) + more
 
     @property
     def bound_s(self) -> float:
@@ -256,6 +262,7 @@ class World:
         for _ in range(self.luck.randint(0, 12)):
             fault = self.luck.choice(FAULTS)
             self.at(self.luck.uniform(0, span_s), functools.partial(fault, self))
+        operator_acts.plan(self, span_s)
 
     def fall_quiet(self) -> None:
         """Stop all faults, and restart or reconnect all processes that may come back."""
@@ -328,11 +335,17 @@ class World:
         process, link = simulated.process, simulated.link
         if process is None or link is None or simulated.busy_until > self.now or self.finished:
             return
+        if isinstance(process, coordinator.Coordinator):
+            self.guarded(
+                simulated, functools.partial(self._serve, simulated, process, link, ticks=ticks)
+            )
+        else:
+            self.guarded(simulated, functools.partial(self._act, simulated, process, link))
+
+    def guarded(self, simulated: SimulatedProcess, act: Callable[[], None]) -> None:
+        """Let the process do something that may kill it, or that may show a broken law."""
         try:
-            if isinstance(process, coordinator.Coordinator):
-                self._serve(simulated, process, link, ticks=ticks)
-            else:
-                self._act(simulated, process, link)
+            act()
         except Killed:
             self._die(simulated)
         except BrokenLawError:
@@ -360,6 +373,10 @@ class World:
             process.handle_event(event, self.now, more=self.more_waits.random() < 0.5)
             before = self._check(simulated, process, before)
         if ticks and not process.finished:
+            if process.rounds.paused and self.now >= self.quiet_at:
+                operator_acts.let_go_on(self, simulated)
+                if simulated.process is not process:
+                    return  # it was killed
             process.tick(self.now)
             self._check(simulated, process, before)
         if process.finished:
@@ -419,14 +436,22 @@ class World:
         assert self.laws is not None
         self.note("end")
         journal = Journal(simulated.disk.path, simulated.view._database)
-        run = self.laws.run
+        run = journal.last_run()
+        assert run is not None
+        course = journal.course(run.id)
         state = run_state.open_run_state(run, journal, schedule(run.plan))
         self.laws.check_run_state(state)
-        if len(self.laws.models) != self.exchanges + 1 or journal.unfinished_run() is not None:
+        exchanges = len(schedule(run.plan).steps)
+        if course.state == "abandoned":
+            exchanges = len(self.laws.models) - 1
+        elif course.ends_after is not None:
+            exchanges = course.ends_after
+        if len(self.laws.models) != exchanges + 1 or not course.is_over:
             raise BrokenLawError(
                 "ends", "the coordinator ended, but the run in its journal is not complete"
             )
-        self.laws.check_file(state)
+        if course.state == "done":
+            self.laws.check_file(state, exchanges)
         self.ended_at = self.now
         habits.end(self)
         self.kill(self._other(simulated), back_in_s=None)

@@ -176,7 +176,7 @@ MEANINGS: Mapping[str, tuple[str, list[Any], list[Any]]] = {
 }
 
 _BOOT = ("text", "the sender's incarnation: a random name of its process")
-_EPOCH = ("count", "number of the coordinator's start; each start has a larger one than the last")
+_EPOCH = ("count", "grows with each start of the coordinator, and with each further run of it")
 _RUN = ("id", "the run of the contribution")
 _NUMBER = ("count", "number of the exchange that it answers")
 _ONLINE = ("truth", "false in the will, and when the sender leaves on purpose")

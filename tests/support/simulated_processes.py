@@ -32,7 +32,7 @@ from fedclip_edge.pki.registry import Device, Registry
 from fedclip_edge.protocol import wire
 from fedclip_edge.protocol.messages import CoordinatorState, Manifest, Pictures
 from fedclip_edge.protocol.topics import Topics
-from fedclip_edge.records import COORDINATOR, Model, Update
+from fedclip_edge.records import COORDINATOR, Model, Plan, Update
 from fedclip_edge.transport.in_memory import InMemoryTransport
 
 if TYPE_CHECKING:
@@ -207,7 +207,7 @@ def start_agent(world: World, simulated: SimulatedProcess) -> None:
         encoder_id=ENCODER,
         classes_digest=CLASSES.digest,
         learner=FakeLearner(
-            lambda closed: schedule(world.plan).layout(closed).parameters,
+            lambda closed: schedule(_plan(world, simulated)).layout(closed).parameters,
             name,
             functools.partial(_train, world, simulated, variant),
             # Without times in the report, its bytes are the same in every trace.
@@ -228,4 +228,11 @@ def _train(world: World, simulated: SimulatedProcess, variant: str, model: Model
     training_s = world.training_s[simulated.name]
     simulated.busy_until = world.now + training_s
     world.at(training_s, functools.partial(world.poke, simulated))
-    return answer_of(schedule(world.plan), model, simulated.name, variant)
+    return answer_of(schedule(_plan(world, simulated)), model, simulated.name, variant)
+
+
+def _plan(world: World, simulated: SimulatedProcess) -> Plan:
+    """The plan as the device knows it: the operator may change its rounds."""
+    process = simulated.process
+    manifest = process.trust.manifest if isinstance(process, session.Session) else None
+    return world.plan if manifest is None else manifest.plan

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
-from fedclip_edge.cli import fleet_tables
+from fedclip_edge.cli import device_tables, status_text
 
 
 class Terminal(io.StringIO):
@@ -101,7 +101,8 @@ def status(**changes: Any) -> dict[str, Any]:
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     """A terminal with 80 columns."""
-    monkeypatch.setattr(fleet_tables, "width_of", lambda stream: 80 if stream.isatty() else None)
+    for module in (device_tables, status_text):
+        monkeypatch.setattr(module, "width_of", lambda stream: 80 if stream.isatty() else None)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
     return Terminal()
@@ -115,7 +116,7 @@ def plain(text: str) -> str:
 
 
 def test_a_status_answers_the_operators_questions() -> None:
-    text = fleet_tables.status_text(status(), io.StringIO())
+    text = status_text.status_text(status(), io.StringIO())
     for words in (
         "fleet lab: run-12345678, method auto, 4 of 12 rounds closed",
         "round 5 of 12 open; 37 of 49 contributions, needs 37; 9 min to the deadline",
@@ -144,7 +145,7 @@ def test_a_status_answers_the_operators_questions() -> None:
     ],
 )
 def test_every_phase_has_words(run: dict[str, Any], words: str) -> None:
-    text = fleet_tables.status_text(status(run=run), io.StringIO())
+    text = status_text.status_text(status(run=run), io.StringIO())
     assert words in " ".join(text.split())
 
 
@@ -157,24 +158,24 @@ def test_between_two_runs_it_says_what_starts_the_next_one() -> None:
         ),
         ({"at": None, "new_pictures": None}, "next run with `fedclip-edge run start`"),
     ):
-        text = fleet_tables.status_text(status(next=following), io.StringIO())
+        text = status_text.status_text(status(next=following), io.StringIO())
         assert words in " ".join(text.split())
 
 
 def test_without_a_terminal_there_are_no_colours() -> None:
     rows = [row("cam-01"), row("cam-02", "offline")]
-    assert "\x1b" not in fleet_tables.device_table(rows, io.StringIO())
+    assert "\x1b" not in device_tables.device_table(rows, io.StringIO())
 
 
 def test_on_a_terminal_a_bad_state_has_a_colour(
     terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [row("cam-01", "refused"), row("cam-02", "offline"), row("cam-03")]
-    lines = fleet_tables.device_table(rows, terminal).splitlines()[2:5]
+    lines = device_tables.device_table(rows, terminal).splitlines()[2:5]
     assert ["\x1b[31m" in line for line in lines] == [True, False, False]
     assert ["\x1b[33m" in line for line in lines] == [False, True, False]
     monkeypatch.setenv("NO_COLOR", "1")
-    assert "\x1b" not in fleet_tables.device_table(rows, terminal)
+    assert "\x1b" not in device_tables.device_table(rows, terminal)
 
 
 @pytest.mark.parametrize("count", [1, 50, 1000])
@@ -183,17 +184,17 @@ def test_no_line_is_wider_than_the_terminal_and_no_device_is_lost(
 ) -> None:
     names = [f"camera-hall-{n:04}" for n in range(count)]
     rows = [row(name, "late", detail="it missed the last deadline") for name in names]
-    text = plain(fleet_tables.device_table(rows, terminal))
+    text = plain(device_tables.device_table(rows, terminal))
     assert max(map(cell_len, text.splitlines())) <= 80
     assert all(name in text for name in names)
-    whole = plain(fleet_tables.status_text(status(devices=rows), terminal))
+    whole = plain(status_text.status_text(status(devices=rows), terminal))
     assert max(map(cell_len, whole.splitlines())) <= 80
 
 
 def test_figures_are_to_the_right_and_unknown_ones_are_a_dash() -> None:
     unknown = row("cam-02", "not seen", seen_s=None, pictures=None, provider=None, accuracy={})
     unknown |= dict.fromkeys(("norm", "bytes_up", "bytes_down", "encode_s", "train_s", "wait_s"))
-    text = fleet_tables.device_table([row("cam-01"), unknown], io.StringIO())
+    text = device_tables.device_table([row("cam-01"), unknown], io.StringIO())
     head, _, known, none = text.splitlines()
     for heading, figure in (
         ("shared", "86.4"),
@@ -207,7 +208,7 @@ def test_figures_are_to_the_right_and_unknown_ones_are_a_dash() -> None:
 
 def test_the_own_model_has_a_column_where_there_is_one() -> None:
     rows = [row(accuracy={"zero_shot": 0.5, "federated": 0.6, "personal": 0.7})]
-    head, _, cells = fleet_tables.device_table(rows, io.StringIO()).splitlines()
+    head, _, cells = device_tables.device_table(rows, io.StringIO()).splitlines()
     assert "own" in head.split()
     assert "+20.0" in cells.split(), "the gain is that of the model that the device uses"
 
@@ -222,7 +223,7 @@ def test_one_device_is_shown_with_its_classes() -> None:
         "classes": ["ant", "bee"],
         "bundle": {"encoder_id": "e" * 64, "classes_digest": "c" * 64},
     }
-    text = fleet_tables.device_text(found, one, io.StringIO())
+    text = device_tables.device_text(found, one, io.StringIO())
     assert "not those of the run: classes" in text
     assert "3 pictures of classes with few pictures" in text
     ant, bee = (line.split() for line in text.splitlines()[-2:])
@@ -238,14 +239,14 @@ def test_classes_are_counted_over_the_devices() -> None:
         row("b", pictures_by_class=more, accuracy_by_class={"federated": [0.9, 1.0]}),
         row("c", pictures_by_class={}, accuracy_by_class={}),
     ]
-    lines = fleet_tables.class_table(rows, ["ant", "bee"], io.StringIO()).splitlines()
+    lines = device_tables.class_table(rows, ["ant", "bee"], io.StringIO()).splitlines()
     assert lines[2].split() == ["ant", "2", "12", "1", "40", "-", "60.0"]
     assert lines[3].split() == ["bee", "1", "6", "1", "5", "-", "100.0"]
-    assert fleet_tables.class_table(rows[2:], ["ant", "bee"], io.StringIO()) == ""
+    assert device_tables.class_table(rows[2:], ["ant", "bee"], io.StringIO()) == ""
 
 
 @pytest.mark.parametrize("hostile", ["\x1b[2J", "a\nb", "\u202e"])
 def test_a_name_from_outside_cannot_change_the_terminal(terminal: Terminal, hostile: str) -> None:
     rows = [row(detail=f"refused {hostile}", state="refused", provider=hostile)]
-    text = fleet_tables.device_table(rows, terminal)
+    text = device_tables.device_table(rows, terminal)
     assert hostile not in text
