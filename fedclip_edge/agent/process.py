@@ -13,6 +13,7 @@ import functools
 import importlib.util
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +66,7 @@ def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) ->
     _check_torch(config)  # before the pictures are encoded, which may take hours
     check_own_certificate(config.broker.certificate, config.id, config.fleet)
     store = BundleStore(fetched_folder(config.state_dir), config.bundle)
+    chosen_at = store.changed_at()  # before the bundle is read: a rollback may come in between
     bundle = _open_bundle(store) if config.bundle is not None else None
     _make_state_dir(config.state_dir)
     with (
@@ -74,7 +76,9 @@ def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) ->
     ):
         identity = load_identity(config.broker.key, config.state_dir / "device.key")
         bundle = bundle or _open_bundle(store)
-        while not _serve(_Box(config, identity, state_db, store, children), bundle, once, progress):
+        box = _Box(config, identity, state_db, store, children)
+        while not _serve(box, bundle, chosen_at, once, progress):
+            chosen_at = store.changed_at()
             bundle = _open_bundle(store)
 
 
@@ -108,10 +112,13 @@ def _open_bundle(store: BundleStore) -> Bundle | None:
     return bundle
 
 
-def _serve(box: _Box, bundle: Bundle | None, once: bool, progress: Progress | None) -> bool:
+def _serve(
+    box: _Box, bundle: Bundle | None, chosen_at: int, once: bool, progress: Progress | None
+) -> bool:
     """Run the device with this bundle; False if it is to go on with another one.
 
-    Without a bundle, it takes part in no run and only fetches one.
+    `chosen_at` is the time of the last change of the bundle in use, in nanoseconds. Without a
+    bundle, the device takes part in no run and only fetches one.
     """
     config, identity, incarnation = box.config, box.identity, secrets.token_hex(8)
     early = EncodingLink(
@@ -155,7 +162,15 @@ def _serve(box: _Box, bundle: Bundle | None, once: bool, progress: Progress | No
             session.handle_event(early.last_event, time.monotonic())
         renew = f"run `fedclip-edge renew {config.id}`, copy its file here and restart the agent"
         expiry = Expiry(config.broker.certificate, renew)
-        return loop(session, once=once, expiry=expiry, rescan=rescan, store=box.store)
+        return loop(
+            session,
+            once=once,
+            expiry=expiry,
+            rescan=rescan,
+            has_other_bundle=lambda: (
+                session.has_other_bundle or box.store.changed_at() != chosen_at
+            ),
+        )
     finally:
         early.close()
 
@@ -220,11 +235,11 @@ def loop(
     once: bool,
     expiry: Expiry | None = None,
     rescan: Rescan | None = None,
-    store: BundleStore | None = None,
+    has_other_bundle: Callable[[], bool] = lambda: False,
 ) -> bool:
     """Handle pending events, do one piece of work, and repeat; with `once`, return after one run.
 
-    Returns True after that run, and False once another bundle of `store` is in use.
+    Returns True after that run, and False once `has_other_bundle` is true.
 
     Without `once`, a device that the coordinator refuses in its run waits for another run. With
     `once` that raises RefusedError.
@@ -233,7 +248,6 @@ def loop(
     before each piece of work, so that an endless stream of messages cannot block the work.
     """
     worked = False
-    chosen_at = None if store is None else store.changed_at()
     while True:
         event = session.transport.next_event(0 if worked else _TICK_S)
         handled = 0
@@ -244,7 +258,7 @@ def loop(
         if rescan is not None:
             rescan.look(session, time.monotonic())
         worked = session.act(time.monotonic())
-        if store is not None and (session.has_other_bundle or chosen_at != store.changed_at()):
+        if has_other_bundle():
             session.say_goodbye()
             return False
         if once and session.standby.reason and not session.is_fetching_bundle:
