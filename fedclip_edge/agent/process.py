@@ -13,7 +13,7 @@ import functools
 import importlib.util
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -70,6 +70,7 @@ def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) ->
     _check_torch(config)  # before the pictures are encoded, which may take hours
     check_own_certificate(config.broker.certificate, config.id, config.fleet)
     store = BundleStore(fetched_folder(config.state_dir), config.bundle)
+    chosen_at = store.changed_at()  # before the bundle is read: a rollback may come in between
     bundle = _open_bundle(store) if config.bundle is not None else None
     _make_state_dir(config.state_dir)
     with (
@@ -82,7 +83,8 @@ def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) ->
         choice = BrokerChoice(config.broker, state_db)
         box = _Box(config, identity, state_db, store, children, monitor, choice)
         bundle = bundle or _open_bundle(store)
-        while not _serve(box, bundle, once, progress):
+        while not _serve(box, bundle, chosen_at, once, progress):
+            chosen_at = store.changed_at()
             bundle = _open_bundle(store)
 
 
@@ -118,10 +120,13 @@ def _open_bundle(store: BundleStore) -> Bundle | None:
     return bundle
 
 
-def _serve(box: _Box, bundle: Bundle | None, once: bool, progress: Progress | None) -> bool:
+def _serve(
+    box: _Box, bundle: Bundle | None, chosen_at: int, once: bool, progress: Progress | None
+) -> bool:
     """Run the device with this bundle; False if it is to go on with another one.
 
-    Without a bundle, it takes part in no run and only fetches one.
+    `chosen_at` is the time of the last change of the bundle in use, in nanoseconds. Without a
+    bundle, the device takes part in no run and only fetches one.
     """
     config, incarnation = box.config, secrets.token_hex(8)
 
@@ -188,7 +193,9 @@ def _serve(box: _Box, bundle: Bundle | None, once: bool, progress: Progress | No
                 once=once,
                 expiry=expiry,
                 rescan=rescan,
-                store=box.store,
+                has_other_bundle=functools.partial(
+                    _has_other_bundle, session, box.store, chosen_at
+                ),
                 monitor=box.monitor,
                 choice=box.choice,
             )
@@ -199,6 +206,11 @@ def _serve(box: _Box, bundle: Bundle | None, once: bool, progress: Progress | No
             early = new_link()
     finally:
         early.close()
+
+
+def _has_other_bundle(session: Session, store: BundleStore, chosen_at: int) -> bool:
+    """True if another bundle was fetched, or chosen by `bundle rollback`."""
+    return session.has_other_bundle or store.changed_at() != chosen_at
 
 
 def _no_traffic() -> Traffic | None:
@@ -280,13 +292,13 @@ def loop(
     once: bool,
     expiry: Expiry | None = None,
     rescan: Rescan | None = None,
-    store: BundleStore | None = None,
+    has_other_bundle: Callable[[], bool] = lambda: False,
     monitor: Monitor | None = None,
     choice: BrokerChoice | None = None,
 ) -> Ending:
     """Handle pending events, do one piece of work, and repeat; with `once`, return after one run.
 
-    Returns the reason: that run is over, another bundle of `store` is in use, or the device should
+    Returns the reason: that run is over, `has_other_bundle` is true, or the device should
     use the other address of `choice`.
 
     Without `once`, a device that the coordinator refuses in its run waits for another run. With
@@ -296,7 +308,6 @@ def loop(
     before each piece of work, so that an endless stream of messages cannot block the work.
     """
     worked = False
-    chosen_at = None if store is None else store.changed_at()
     while True:
         event = session.transport.next_event(0 if worked else _TICK_S)
         handled = 0
@@ -307,7 +318,7 @@ def loop(
         if rescan is not None:
             rescan.look(session, time.monotonic())
         worked = session.act(time.monotonic())
-        if store is not None and (session.has_other_bundle or chosen_at != store.changed_at()):
+        if has_other_bundle():
             session.say_goodbye()
             return "bundle"
         if once and session.standby.reason and not session.is_fetching_bundle:

@@ -98,7 +98,12 @@ class Admission:
         """The reason why a device cannot take part in this run; None if it can."""
         run, plan, able = self.run, self.run.plan, hello.capabilities
         if not hello.encoder_id:
-            return f"it has no bundle yet; {self._remedy()}"
+            return "it has no bundle yet; " + (
+                "it fetches the run's bundle now"
+                if self.is_bundle_offered
+                else "sign the coordinator's bundle with `fedclip-edge bundle sign` and restart "
+                "`serve`, or copy it to the device and name it as 'bundle' in its agent.toml"
+            )
         if hello.encoder_id != run.encoder_id:
             return self._other_bundle(
                 "its bundle has another encoder", hello.encoder_id, run.encoder_id

@@ -136,6 +136,9 @@ class Coordinator:
                 _log_device_refused(self._hellos.add(device, "", reason, now))
                 refused[device] = self.devices.encoding[device].boot
                 self.devices.note_encoding(device, None, now)
+        for device, key in list(self.devices.fetching.items()):
+            if registry.refusal(device, key) is not None:
+                del self.devices.fetching[device]
         for device, key in list(self.devices.keys.items()):
             reason = self.admission.refusal(device)
             if reason is None:

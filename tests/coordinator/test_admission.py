@@ -169,3 +169,16 @@ def test_names_that_do_not_fit_into_a_refusal_are_left_out(
     refused = admission.admit("cam-0", replace(HELLO, classes_digest="f" * 64))
     assert refused is not None
     assert refused.classes == ()
+
+
+def test_a_device_without_a_bundle_is_told_what_happens_or_what_to_do(journal: Journal) -> None:
+    empty = replace(HELLO, encoder_id="", classes_digest="")
+    admission = admission_to(journal, None)
+    refused = admission.admit("cam-0", empty)
+    assert refused is not None
+    assert refused.scope == "run"
+    assert "sign the coordinator's bundle with `fedclip-edge bundle sign`" in refused.reason
+    admission.is_bundle_offered = True
+    refused = admission.admit("cam-0", empty)
+    assert refused is not None
+    assert refused.reason == "it has no bundle yet; it fetches the run's bundle now"

@@ -10,7 +10,8 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -38,6 +39,7 @@ from in_memory import ENCODER, TICK_S, Fleet, class_texts, features
 from opened import opened
 
 from fedclip_edge.config import RunRules
+from fedclip_edge.coordinator.deliveries import Deliveries
 from fedclip_edge.coordinator.devices import ENCODING_S
 from fedclip_edge.coordinator.journal import open_journal
 from fedclip_edge.errors import ConfigError, JournalError, RefusedError, RunError
@@ -1391,3 +1393,34 @@ def test_a_manifest_says_where_the_run_stands(fleet: Fleet) -> None:
     )
     assert manifest.plan == PLAN
     assert isinstance(report(), Report)
+
+
+def test_only_an_unfit_device_that_is_not_revoked_fetches_the_bundle_with_its_own_key(
+    tmp_path: Path,
+) -> None:
+    coordinator_key = signing.load_or_create(tmp_path / "coordinator.key").key
+    box, other = signing.create_identity(), signing.create_identity()
+    enrolled = {"cam-0": Device(box.key, (), "2030-01-01")}
+    registry = Registry("lab", "edge", 8883, coordinator_key, devices=enrolled)
+    fleet = opened(Fleet(tmp_path, PLAN, RULES, registry=registry))
+    asked: list[Want] = []
+    fleet.coordinator.publisher.deliveries = cast(
+        "Deliveries", SimpleNamespace(add=asked.append, blob=None, poll=lambda _: None)
+    )
+    topic, want = Topics("lab").up("cam-0"), Want("a" * 64, ((0, 3),))
+
+    def send(message: Hello | Want, identity: signing.Identity) -> None:
+        payload = wire.pack_control(message, "cam-0", topic, identity)
+        fleet.coordinator.handle_event(Received(topic, payload), fleet.now)
+
+    send(want, box)
+    assert asked == []  # it has not said hello
+    send(Hello("b1", box.key, "photo", "", "", CAPABLE), box)
+    send(want, other)
+    assert asked == []
+    send(want, box)
+    assert asked == [want]
+    revoked = registry.with_device("cam-0", replace(enrolled["cam-0"], revoked=True))
+    fleet.coordinator.apply_registry(revoked, fleet.now)
+    send(want, box)
+    assert asked == [want]

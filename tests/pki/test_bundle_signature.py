@@ -123,3 +123,26 @@ def test_a_key_file_that_is_none_says_which_one_to_name(tmp_path: Path) -> None:
     (tmp_path / "none.key").write_text("no key")
     with pytest.raises(ConfigError, match=r"not a private key in PEM .*export/export\.key"):
         load_export_key(tmp_path / "none.key")
+
+
+def test_export_signs_a_bundle_with_new_classes_and_says_if_the_signature_is_gone(
+    tmp_path: Path, folder: Path
+) -> None:
+    site = create_site(tmp_path / "site", ["h"], fleet="lab")
+    (tmp_path / "new.txt").write_text("cat\ndog\n")
+    np.save(tmp_path / "new.npy", np.eye(2, 16, dtype=np.float32))
+    words = ("export", "--bundle", folder, "--classes", tmp_path / "new.txt")
+    texts = ("--class-texts", tmp_path / "new.npy")
+    far = sign_bundle(folder, ME, serial=2**40)
+    said = system.run(*words, *texts, "--sign", site.export_key)
+    assert said.returncode == 0, said.stderr
+    signed = read_signature(folder)
+    assert signed is not None
+    assert signed.key == registry.read(site.registry).export_key
+    assert signed.serial == far.serial + 1
+    assert f"serial number {signed.serial}" in said.stdout
+    again = system.run(*words, *texts)
+    assert "was signed, and is not any more" in again.stdout
+    wrong = system.run(*words, *texts, "--sign", tmp_path / "new.txt")
+    assert wrong.returncode == ConfigError.exit_code
+    assert "export/export.key" in wrong.stderr
