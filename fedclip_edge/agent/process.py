@@ -206,7 +206,9 @@ def loop(
 ) -> bool:
     """Handle pending events, do one piece of work, and repeat; with `once`, return after one run.
 
-    Returns True before that if the device should use the other address of `choice`. Without `once`, a device that the coordinator refuses in its run waits for another run. With
+    Returns True before that if the device should use the other address of `choice`.
+
+    Without `once`, a device that the coordinator refuses in its run waits for another run. With
     `once` that raises RefusedError.
 
     Events come first because they may make work unnecessary. At most _EVENTS_AT_ONCE are handled
