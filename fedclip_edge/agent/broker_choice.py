@@ -36,11 +36,11 @@ class BrokerChoice:
         self.current = configured if moved is None else moved
 
     def other(self) -> BrokerAddress | None:
-        """The address that is not used now; None if the broker never moved."""
+        """The address to use in place of the current one; None if there is only one."""
         moved = self._moved()
-        if moved is None:
-            return None
-        return moved if self.current == self._configured else self._configured
+        if moved is not None and moved != self.current:
+            return moved
+        return None if self.current == self._configured else self._configured
 
     def look(self, session: Session, now: float) -> bool:
         """Remember a new address; True if the device should use the other address now.
