@@ -108,7 +108,7 @@ class Trainer:
 
 @dataclass(frozen=True)
 class RunSchedule:
-    """When `serve` starts runs by itself. Whichever is due first starts the next run.
+    """The times at which `serve` starts runs by itself; the first that is due starts the next run.
 
     A run that is due while another is under way starts when that one is over.
     """

@@ -130,7 +130,7 @@ class Schedule:
         return replace(self._initial(0), method=self.plan.method)
 
     def start_from(self, model: Model) -> tuple[Model, State]:
-        """Make the model of round 0 and the coordinator's state that go on from another run's model.
+        """Make the model of round 0, and the coordinator's state, that go on from a model.
 
         Raises ConfigError if the plan has nothing that can (`continuation.start_from`).
         """

@@ -32,7 +32,12 @@ from crashing import Disk, Killed
 from fault_schedule import FAULTS
 from laws import Laws
 from progress import Progress
-from simulated_processes import SimulatedProcess, start_agent, start_coordinator
+from simulated_processes import (
+    SimulatedProcess,
+    start_agent,
+    start_coordinator,
+    start_next_run,
+)
 
 from fedclip_edge.agent import session
 from fedclip_edge.config import RunRules
@@ -106,6 +111,9 @@ class World:
         self.habit_luck: random.Random = random.Random(f"habits of {seed}")
         self.operator_luck: random.Random = random.Random(f"operator of {seed}")
         self.has_operator = self.operator_luck.random() < 0.3
+        # Runs that the operator starts once the one before is over.
+        self.further_runs = self.operator_luck.choice((0, 1)) if self.has_operator else 0
+        self._runs_in_all = 1 + self.further_runs
         # For one choice alone, so that it changes no other one.
         self.more_waits: random.Random = random.Random(f"more {seed}")
         self.now = 1000.0
@@ -208,8 +216,10 @@ class World:
         """The virtual time within which a run must end after the last fault."""
         rules = self.rules
         if self.bad or self._leavers:
-            return self.progress.run_s
-        return (self.exchanges + 3) * (rules.deadline_s + rules.grace_s + LEASE_S)
+            return self._runs_in_all * self.progress.run_s
+        return (
+            self._runs_in_all * (self.exchanges + 3) * (rules.deadline_s + rules.grace_s + LEASE_S)
+        )
 
     # ---- time
 
@@ -379,7 +389,12 @@ class World:
                     return  # it was killed
             process.tick(self.now)
             self._check(simulated, process, before)
-        if process.finished:
+        if process.finished and self.further_runs:
+            self.further_runs -= 1
+            self.note("another run")
+            self._check_over(simulated)
+            start_next_run(self, simulated, process)
+        elif process.finished:
             process.say_goodbye()
             self._end(simulated)
 
@@ -431,10 +446,9 @@ class World:
             self.serve, self.rival = self.rival, self.serve
         self._die(simulated, back_in_s=5.0)
 
-    def _end(self, simulated: SimulatedProcess) -> None:
-        """Check the state on disk at the end of the run."""
+    def _check_over(self, simulated: SimulatedProcess) -> None:
+        """Check the state on disk of a run that is over."""
         assert self.laws is not None
-        self.note("end")
         journal = Journal(simulated.disk.path, simulated.view._database)
         run = journal.last_run()
         assert run is not None
@@ -452,6 +466,11 @@ class World:
             )
         if course.state == "done":
             self.laws.check_file(state, exchanges)
+
+    def _end(self, simulated: SimulatedProcess) -> None:
+        """End the world with the run, and the coordinator's process too."""
+        self.note("end")
+        self._check_over(simulated)
         self.ended_at = self.now
         habits.end(self)
         self.kill(self._other(simulated), back_in_s=None)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import random
+import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+from unittest import mock
 
 import device_laws
 from bad_network import FLEET
@@ -26,6 +28,7 @@ from fedclip_edge.coordinator.journal import Journal, open_journal
 from fedclip_edge.coordinator.journal_tables import Run
 from fedclip_edge.coordinator.resume import resume_coordinator
 from fedclip_edge.coordinator.run_choice import choose_run
+from fedclip_edge.coordinator.server import Basis, Server
 from fedclip_edge.errors import PeerError
 from fedclip_edge.learning import ballot
 from fedclip_edge.pki.registry import Device, Registry
@@ -123,15 +126,7 @@ def start_coordinator(world: World, simulated: SimulatedProcess) -> bool:
     me = identity_of(simulated.name)
     gone = CoordinatorState(incarnation, epoch, run.id, online=False, key=me.key)
     state = run_state.open_run_state(run, journal, schedule(run.plan))
-    if world.laws is None or world.laws.run.id != run.id:
-        world.laws = Laws(
-            run,
-            state.model,
-            schedule(run.plan),
-            sum("train" in roles for roles in world.roles.values()),
-            world.rules.quorum,
-        )
-    world.laws.check_run_state(state)
+    _apply_laws(world, state)
     # Each start has a new client id, as in process.py, so an old will may arrive later.
     simulated.link = world.network.client(
         f"coordinator-{incarnation}",
@@ -144,6 +139,53 @@ def start_coordinator(world: World, simulated: SimulatedProcess) -> bool:
         config, state, said, world.now, registry=_registry(world) if world.is_enrolled else None
     )
     return True
+
+
+def start_next_run(
+    world: World, simulated: SimulatedProcess, process: coordinator.Coordinator
+) -> None:
+    """Start another run in the process of one that is over."""
+
+    def load() -> tuple[FleetConfig, Basis]:
+        return _fleet_config(world, simulated.disk.path), Basis(CLASSES, DIM, ENCODER)
+
+    world.runs += 1
+    world.backup = (b"", b"")  # the laws of the run before are forgotten
+    server = _SimulatedServer(process.config, process.run_state.journal, process, load)
+    server.world, server.simulated = world, simulated
+    is_done = server.course.state == "done"
+    start = world.operator_luck.choice(("zero-shot", "last"))
+    if world.plan.method != "fedclip" or not is_done:
+        start = "zero-shot"
+    with mock.patch.object(secrets, "token_hex", return_value=str(world.runs)):
+        begin = server.prepare_run(by="the operator", start=start)
+    begin(world.now)
+
+
+class _SimulatedServer(Server):
+    """A server whose laws are those of its newest run before it says anything about it."""
+
+    world: World
+    simulated: SimulatedProcess
+
+    def open(self, now: float) -> None:
+        self.simulated.process = self.coordinator
+        _apply_laws(self.world, self.coordinator.run_state)
+        super().open(now)
+
+
+def _apply_laws(world: World, state: run_state.RunState) -> None:
+    """Check the laws of this run from now on, also of what is in its journal already."""
+    run = state.run
+    if world.laws is None or world.laws.run.id != run.id:
+        world.laws = Laws(
+            run,
+            state.model,
+            schedule(run.plan),
+            sum("train" in roles for roles in world.roles.values()),
+            world.rules.quorum,
+        )
+    world.laws.check_run_state(state)
 
 
 def _registry(world: World) -> Registry:
