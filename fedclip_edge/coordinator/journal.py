@@ -361,7 +361,7 @@ class Journal:
         return self._rows(query, run)
 
     def sent(self, run: str, votes: Collection[int] = ()) -> dict[str, Sent]:
-        """Return the contributions of each device to the run, by device; `votes` have no norms."""
+        """Return the contributions of each device to the run; `votes` have no norms."""
         places = ", ".join("?" * len(votes))
         # SQLite takes the norm from the row with the largest round.
         query = f"WHERE run = ? AND round NOT IN ({places}) GROUP BY device"
