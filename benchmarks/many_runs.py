@@ -1,8 +1,8 @@
 """Memory and journal of a coordinator that serves many runs, one after the other.
 
 Two devices over the in-memory transport compute a head, in runs of one round and a vote. The
-program prints the memory of the process after 10 runs and after the last one, and the journal's growth per
-run. It exits with code 1 if the memory has grown by more than MEMORY_BYTES a run.
+program prints the memory of the process after 10 runs and after the last one, and the journal's
+growth per run. It exits with code 1 if the memory has grown by more than MEMORY_BYTES a run.
 """
 
 from __future__ import annotations

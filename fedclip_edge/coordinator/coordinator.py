@@ -1,6 +1,4 @@
-"""The coordinator of one run, under way or over.
-
-It checks each incoming message and turns it into a round event.
+"""The coordinator of one run: it checks each incoming message and turns it into a round event.
 
 It needs neither torch nor onnxruntime: the coordinator only combines client updates.
 
