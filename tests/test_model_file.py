@@ -54,7 +54,8 @@ def begin_run(folder: Path, bundle: Bundle, name: str = "journal.sqlite") -> str
     config = FleetConfig("lab", bundle.folder, journal=folder / name, plan=PLAN)
     with contextlib.closing(open_journal(config.journal)) as journal:
         identifier = bundle.manifest.encoder_id
-        run = choose_run(config, bundle.classes, bundle.manifest.dim, identifier, journal).begin()
+        dim = bundle.manifest.dim
+        run = choose_run(config, bundle.classes, dim, identifier, journal, once=True).begin()
         schedule = Schedule(PLAN, bundle.classes, bundle.manifest.dim)
         run_state.open_run_state(run, journal, schedule).finish()
     return run.id

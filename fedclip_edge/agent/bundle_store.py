@@ -177,7 +177,7 @@ class BundleStore:
             if not isinstance(table, dict):
                 raise ConfigError(f"{path} does not hold a JSON object")
             return read_table(_Chosen, table, str(path))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):  # the latter: state_dir is refused later
             return _Chosen()
         except ConfigError as error:
             raise ConfigError(

@@ -29,7 +29,7 @@ def state_db(tmp_path: Path) -> Iterator[StateDb]:
 
 
 def session(*, online: bool = True, notice: Address | None = NOTICE, up: bool = True) -> Any:
-    """What the choice sees of a session: the coordinator's last state, and the link."""
+    """A stand-in for a session, with the coordinator's last state and the state of the link."""
     known = replace(state(), online=online, moved_to=notice)
     return SimpleNamespace(
         trust=SimpleNamespace(coordinator=known), handshake=SimpleNamespace(is_connected=up)

@@ -37,7 +37,9 @@ def shown(metrics: Metrics) -> bytes:
 
 
 def made(tmp_path: Path, file: Path) -> Monitor:
-    config = AgentConfig("cam-01", "lab", DataConfig(tmp_path), tmp_path / "state")
+    config = AgentConfig(
+        "cam-01", "lab", DataConfig(tmp_path), tmp_path / "state", bundle=tmp_path
+    )
     return Monitor(config, file, shown)
 
 

@@ -196,7 +196,8 @@ def test_a_run_completes_under_a_flood_with_the_same_model(
     finally:
         flood.end()
     assert peak_kb < 300_000
-    assert site.events("serve")[-1]["refused_messages"] > 100
+    (done,) = [event for event in site.events("serve") if event["event"] == "run_done"]
+    assert done["refused_messages"] > 100
     assert site.events("judge")[-1]["refused_messages"] > 100
     journal = open_journal(tmp_path / "journal.sqlite")
     run = journal.last_run()

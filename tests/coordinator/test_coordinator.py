@@ -1360,10 +1360,13 @@ def test_nobody_can_use_the_epochs_up(fleet: Fleet) -> None:
     assert final(fleet) == undisturbed(3)
 
 
-def test_after_a_finished_run_a_new_one_begins(tmp_path: Path) -> None:
+def test_after_a_finished_run_serve_once_begins_a_new_one(tmp_path: Path) -> None:
     fleet = joined(tmp_path)
     fleet.run()
     first = fleet.coordinator.run_state.run.id
+    restart(fleet)
+    assert fleet.coordinator.run_state.run.id == first
+    fleet.once = True
     restart(fleet)
     assert fleet.coordinator.run_state.run.id != first
     for number in range(2):

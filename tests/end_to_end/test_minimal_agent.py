@@ -49,7 +49,8 @@ def test_its_contributions_are_kept(
     assert [event["contributions"] for event in closed] == [2] * (rounds + 1)  # the vote
     (decided,) = [e for e in site.events("serve") if e["event"] == "vote_decided"]
     assert (decided["candidate"], decided["pictures"]) == (1, 0)
-    assert site.events("serve")[-1]["refused_messages"] == 0
+    (done,) = [event for event in site.events("serve") if event["event"] == "run_done"]
+    assert done["refused_messages"] == 0
     journal = open_journal(tmp_path / "journal.sqlite")
     run = journal.last_run()
     assert run is not None
