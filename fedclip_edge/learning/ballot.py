@@ -34,8 +34,8 @@ pictures wins, then the one with the least loss. The loss can show a difference 
 than the accuracy needs. But with many pictures, a head can be more accurate although its
 probabilities are not better.
 
-With fewer than ENOUGH pictures in all, the default is taken, at temperature 1, and no picture is
-called unknown.
+With fewer than ENOUGH pictures in all, the default is taken, or another candidate that the method
+names (`Method.without_vote`), at temperature 1, and no picture is called unknown.
 
 Laws:
 
@@ -250,11 +250,14 @@ def check(update: Update, declared: int | None = None) -> None:
         raise PeerError("the answer's squares are smaller than the differences of its losses allow")
 
 
-def decide(sums: Sums) -> Choice:
-    """Choose a candidate and its temperature from the added answers."""
+def decide(sums: Sums, without_vote: int = DEFAULT) -> Choice:
+    """Choose a candidate and its temperature from the added answers.
+
+    With fewer than ENOUGH pictures it is the candidate `without_vote`.
+    """
     count = int(sums["pictures"][0]) if sums else 0
     if count < ENOUGH:
-        return Choice(pictures=count)
+        return Choice(without_vote, pictures=count)
     losses = sums["loss"] / (_STEPS * count)  # (K, T), means in nats
     best = losses.argmin(axis=1)  # (K,)
     least = losses.min(axis=1)

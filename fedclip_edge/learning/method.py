@@ -150,6 +150,9 @@ class Method:
     # stages(plan) returns the plans of other methods that are trained one after the other. It
     # raises ConfigError for a plan, with a number of rounds, that does not fit.
     stages: Callable[[Plan], tuple[Plan, ...]] | None = None
+    # without_vote(kept) returns the candidate that is taken if too few pictures have voted, from
+    # what the first stage has kept; by default ballot.DEFAULT.
+    without_vote: Callable[[State], int] | None = None
 
     def check_options(self, options: Options) -> Any:
         """Parse the options; raises ConfigError for an unknown name or a value out of range."""

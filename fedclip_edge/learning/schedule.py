@@ -232,7 +232,10 @@ class Schedule:
         closed = model.round
         step, following = self._step(closed), closed + 1
         if step.kind == "vote":
-            choice = ballot.decide(total.sums) if decided else ballot.Choice()
+            method = methods.get(self.plan.method)
+            kept = _kept_by(0, state)
+            fallback = ballot.DEFAULT if method.without_vote is None else method.without_vote(kept)
+            choice = ballot.decide(total.sums, fallback) if decided else ballot.Choice(fallback)
             _log_decision(choice, decided=decided)
             return self._settle(model, choice, state), choice.to_state()
         stage = self.stages[step.stage]
@@ -267,8 +270,7 @@ class Schedule:
             # Zero-shot CLIP's share is settled together with the heads of the first method.
             labels = [label for label in method.shares if not i or label in self._heads]
             its = {label: heads[label] for label in labels if label in heads}
-            prefix = f"{_KEPT}{i}/"
-            kept = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+            kept = _kept_by(i, state)
             mine = {label: shares.get(label, 0.0) for label in labels}
             settled, its_shares = method.vote.settle(
                 its, kept, mine, method.check_options(stage.options)
@@ -377,6 +379,12 @@ def _hint(choice: ballot.Choice, *, decided: bool) -> str | None:
 
 def _prefixed(prefix: str, arrays: State) -> dict[str, NDArray[Any]]:
     return {prefix + name: term for name, term in arrays.items()}
+
+
+def _kept_by(stage: int, state: State) -> State:
+    """The arrays that a stage has kept for the vote."""
+    prefix = f"{_KEPT}{stage}/"
+    return {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
 
 
 def _without(state: State) -> State:

@@ -5,7 +5,11 @@ following rounds the devices train FedCLIP's adapter (fedclip.py) with settings 
 class cross-entropy, a learning rate of 1e-3 and no weight decay. The vote (learning/ballot.py)
 then compares zero-shot CLIP, the candidates of gda, and mixes of gda with the adapter.
 
-    logits = (1 - w) gda + w adapter                               w is 1/2 without a vote
+    logits = (1 - w) gda + w adapter
+
+Without a vote, w is 1/2 if the sums of gda have a training picture of every class, and two of each
+on average. Otherwise w is 0: an adapter that knows few of the classes prefers those to all others.
+With a vote, the model with w = 1/2 stays unless another candidate is clearly better.
 
 The two make different mistakes: gda knows the mean of each class and one covariance, the adapter
 knows which values of a feature matter. So their mean is often better than either. If the devices
@@ -22,6 +26,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
+import numpy as np
+
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.learning import strategies
 from fedclip_edge.learning.ballot import DEFAULT
@@ -34,6 +40,7 @@ from fedclip_edge.records import Arrays, ClassTexts, Model, Plan, Update
 # After about 20 rounds the adapter fits few pictures too closely, and 5 rounds are hardly worse
 # (docs/explanation/methods.md).
 _ROUNDS = 11  # one of gda, ten of the adapter
+_PICTURES_PER_CLASS = 2  # on average, below which the adapter has no part without a vote
 _ADAPTER = (0.5, 0.25, 0.75, 1.0)  # shares w of the adapter; the first is taken without a vote
 
 
@@ -118,6 +125,13 @@ def shares() -> Mapping[str, tuple[float, ...]]:
     return dict(zip((*of_gda, "fedclip"), zip(*every, strict=True), strict=True))
 
 
+def without_vote(kept: State) -> int:
+    """Return the candidate that is taken if too few pictures have voted."""
+    counts = kept.get("train.counts", np.zeros(1, np.int64))  # (C,)
+    is_known = counts.min() >= 1 and counts.mean() >= _PICTURES_PER_CLASS
+    return DEFAULT if is_known else DEFAULT + 1
+
+
 def _of_gda(options: Options) -> gda.Options:
     return gda.Options(min_per_class=options.min_per_class)
 
@@ -133,4 +147,5 @@ METHOD = Method(
     Traits(rounds=_ROUNDS, is_averaged=True, learns_from_validation=True),
     shares=shares(),
     stages=stages,
+    without_vote=without_vote,
 )

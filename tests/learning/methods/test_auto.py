@@ -12,6 +12,7 @@ from in_memory import features, nothing
 
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.learning import ballot, local, methods, mixture
+from fedclip_edge.learning.ballot import DEFAULT
 from fedclip_edge.learning.methods import auto, gda
 from fedclip_edge.learning.schedule import Schedule
 from fedclip_edge.learning.strategy import State
@@ -152,11 +153,23 @@ def test_without_a_vote_the_result_is_the_mean_of_gda_and_the_adapter() -> None:
     np.testing.assert_allclose(logits(models[-1]), expected / 2, rtol=1e-4, atol=1e-3)
 
 
-def test_without_sums_the_part_of_gda_is_zero_shot() -> None:
+def test_without_sums_and_without_a_vote_the_result_is_zero_shot() -> None:
     models = run(plan_of(4, min_per_class=1000), fleet(40, 4))
-    adapter = Model("fedclip", 4, ballot.members_of(models[-2])["fedclip"])
-    expected = (logits(Model("zeroshot", 0, {})) + logits(adapter)) / 2
+    expected = logits(Model("zeroshot", 0, {}))
     np.testing.assert_allclose(logits(models[-1]), expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("counts", "candidate"),
+    [([2, 2, 2], DEFAULT), ([1, 1, 4], DEFAULT), ([0, 9, 9], DEFAULT + 1), ([1, 1, 3], DEFAULT + 1)],
+)
+def test_without_a_vote_the_adapter_has_a_part_only_if_it_knows_every_class(
+    counts: list[int], candidate: int
+) -> None:
+    assert auto.without_vote({"train.counts": np.array(counts)}) == candidate
+    assert auto.without_vote({}) == DEFAULT + 1
+    shares = {label: its[candidate] for label, its in auto.METHOD.shares.items()}
+    assert (shares["fedclip"] == 0) == (candidate != DEFAULT)
 
 
 @pytest.mark.parametrize("strategy", ["fedavgm", "fedadam", "median"])
