@@ -37,9 +37,7 @@ def shown(metrics: Metrics) -> bytes:
 
 
 def made(tmp_path: Path, file: Path) -> Monitor:
-    config = AgentConfig(
-        "cam-01", "lab", DataConfig(tmp_path), tmp_path / "state", bundle=tmp_path
-    )
+    config = AgentConfig("cam-01", "lab", DataConfig(tmp_path), tmp_path / "state", bundle=tmp_path)
     return Monitor(config, file, shown)
 
 

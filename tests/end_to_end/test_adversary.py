@@ -9,12 +9,12 @@ import json
 import runpy
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import habits
 import pytest
@@ -29,12 +29,12 @@ from fedclip_edge.agent.upload import Upload
 from fedclip_edge.coordinator import round_events, round_machine
 from fedclip_edge.coordinator.coordinator import Coordinator
 from fedclip_edge.coordinator.journal import Journal
-from fedclip_edge.coordinator.journal_tables import StoredModel
+from fedclip_edge.coordinator.journal_tables import LastContribution
 from fedclip_edge.coordinator.publisher import Publisher
 from fedclip_edge.coordinator.receiver import Arrival
 from fedclip_edge.coordinator.round_driver import RoundDriver
 from fedclip_edge.coordinator.round_state import RoundState
-from fedclip_edge.coordinator.run_state import RunState
+from fedclip_edge.coordinator.run_state import ClosedRound, RunState
 from fedclip_edge.protocol.chunks import Incoming, Ranges
 from fedclip_edge.protocol.messages import Manifest
 from fedclip_edge.records import Arrays, Contribution
@@ -178,8 +178,9 @@ def resumes_without_what_is_kept(self: RunState) -> dict[str, str]:
     return {}
 
 
-def closes_with_the_next(self: Journal, run: str, model: StoredModel) -> None:
-    vars(self)["late"] = run, model
+def closes_with_the_next(self: Journal, *arguments: Any) -> int:
+    vars(self)["late"] = arguments
+    return 0
 
 
 @contextmanager
@@ -304,9 +305,13 @@ def replaced(*patches: tuple[Any, str, Any]) -> Bug:
 
 
 def throws_the_vote_away(
-    self: RunState, *, decided: bool = True, close: Any = RunState.close_round
-) -> None:
-    close(self, decided=False)
+    self: RunState,
+    *,
+    decided: bool = True,
+    lasts: Iterable[LastContribution] = (),
+    close: Any = RunState.close_round,
+) -> ClosedRound:
+    return cast("ClosedRound", close(self, decided=False, lasts=lasts))
 
 
 # For each bug: the broken law, the patch, and the number of seeds that must suffice to find it.

@@ -141,7 +141,7 @@ class Fleet:
         path = folder / "agent.toml"
         text = path.read_text()
         for old, new in (
-            ('bundle = "bundle"', f'bundle = "{self.site.bundle.folder}"'),
+            ('# bundle = "bundle"', f'bundle = "{self.site.bundle.folder}"'),
             ('"/var/lib/fedclip-edge"', '"state"'),
             ('"/srv/pictures"', '"pictures"'),
             ("port = 8883", f"port = {self.balancers[name].port}"),

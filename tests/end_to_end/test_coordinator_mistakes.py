@@ -204,7 +204,7 @@ def write_enrolled(secured: Secured, bundle: Bundle, name: str) -> Path:
     folder = secured.folder / name
     system.write_pictures(folder / "pictures", bundle.classes.names, 12, len(name))
     path = folder / "agent.toml"
-    text = path.read_text().replace('bundle = "bundle"', f'bundle = "{bundle.folder}"')
+    text = path.read_text().replace('# bundle = "bundle"', f'bundle = "{bundle.folder}"')
     text = text.replace('"/var/lib/fedclip-edge"', '"state"').replace(
         '"/srv/pictures"', '"pictures"'
     )

@@ -145,6 +145,7 @@ def finished_journal(folder: Path, bundle: Bundle, *rounds: Mapping[str, int]) -
     run = Run("run-1", plan, "e" * 64, bundle.classes.digest)
     path = folder / "journal.sqlite"
     with contextlib.closing(open_journal(path)) as journal:
+        matrix.keep_every_model(path)
         journal.add_run(run, run_state.stored_model(model, {}, plan))
         for counts in rounds:
             total = ExactSum(plan)
@@ -213,6 +214,7 @@ def voted_journal(folder: Path, bundle: Bundle, decided: Decided) -> Path:
     run = Run("run-1", plan, "e" * 64, bundle.classes.digest)
     path = folder / "journal.sqlite"
     with contextlib.closing(open_journal(path)) as journal:
+        matrix.keep_every_model(path)
         journal.add_run(run, run_state.stored_model(model, {}, plan))
         total = ExactSum(plan)
         for device in AGENTS:

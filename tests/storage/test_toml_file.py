@@ -116,7 +116,10 @@ def test_a_password_is_not_shown(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("written", "read"), [("temp", r"\t"), ("new", r"\n"), ("u0000", r"\x00")])
 def test_a_path_that_toml_reads_otherwise_is_named(tmp_path: Path, written: str, read: str) -> None:
-    message = refusal(tmp_path, f'id = "a"\nfleet = "b"\nstate_dir = "s"\nbundle = "C:\\{written}"\n[data]\nfolder = "d"')
+    message = refusal(
+        tmp_path,
+        f'id = "a"\nfleet = "b"\nstate_dir = "s"\nbundle = "C:\\{written}"\n[data]\nfolder = "d"',
+    )
     assert f": bundle: the path 'C:{read}" in message
     assert "write a path with /, or in '...'" in message
 

@@ -227,7 +227,6 @@ class Fleet:
         (self.folder / "fleet.toml").write_text(
             f'fleet = "lab"\nbundle = "{self.bundle.folder}"\njournal = "{self.journal}"\n'
             f'registry = "{self.secured.site.registry}"\n'
-            f"keep_models = {self.rounds + 2}\n"  # matrix.py compares all of them
             f'[broker]\nport = {port}\nca = "{here}/ca.crt"\n'
             f'certificate = "{here}/coordinator.crt"\nkey = "{here}/coordinator.key"\n'
             f"[rules]\ndevices = {rules.devices}\nquorum = {rules.quorum}\n"
@@ -246,7 +245,7 @@ class Fleet:
         path = self.folder / name / "agent.toml"
         text = path.read_text()
         for old, new in (
-            ('bundle = "bundle"', f'bundle = "{self.bundle.folder}"'),
+            ('# bundle = "bundle"', f'bundle = "{self.bundle.folder}"'),
             ('"/var/lib/fedclip-edge"', f'"{home}"{roles}'),
             (f"port = {self.secured.port}", f"port = {port}"),
         ):

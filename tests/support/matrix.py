@@ -181,8 +181,21 @@ def _fleet(
         for name in here:
             fleet.start(name)
         fleet.wait(lambda: all(fleet.answered_at(name, 0.0) for name in here), "all to be there")
+        keep_every_model(fleet.journal)
         fault.begin(fleet)
         yield fleet
+
+
+def keep_every_model(journal: Path) -> None:
+    """Let SQLite copy each model to a table of its own: a run that is over keeps only the last."""
+    with contextlib.closing(sqlite3.connect(journal, timeout=_ENDS_S)) as database:
+        database.executescript("""
+            BEGIN;
+            CREATE TABLE every_model AS SELECT run, round, body FROM model;
+            CREATE TRIGGER copy_model AFTER INSERT ON model
+                BEGIN INSERT INTO every_model VALUES (new.run, new.round, new.body); END;
+            COMMIT;
+        """)
 
 
 def _inject_in(fleet: Fleet, fault: Fault, phase: Phase) -> Injection:
@@ -243,7 +256,7 @@ def judge(
     """
     with contextlib.closing(sqlite3.connect(journal)) as database:
         ((run,),) = database.execute("SELECT id FROM run").fetchall()
-        query = "SELECT body FROM model WHERE run = ? ORDER BY round"
+        query = "SELECT body FROM every_model WHERE run = ? ORDER BY round"
         bodies = [body for (body,) in database.execute(query, (run,))]
     plan = model_file.read(model_file.path_of(journal, run)).plan
     schedule = Schedule(plan, bundle.classes, DIM)

@@ -161,7 +161,12 @@ def test_without_sums_and_without_a_vote_the_result_is_zero_shot() -> None:
 
 @pytest.mark.parametrize(
     ("counts", "candidate"),
-    [([2, 2, 2], DEFAULT), ([1, 1, 4], DEFAULT), ([0, 9, 9], DEFAULT + 1), ([1, 1, 3], DEFAULT + 1)],
+    [
+        ([2, 2, 2], DEFAULT),
+        ([1, 1, 4], DEFAULT),
+        ([0, 9, 9], DEFAULT + 1),
+        ([1, 1, 3], DEFAULT + 1),
+    ],
 )
 def test_without_a_vote_the_adapter_has_a_part_only_if_it_knows_every_class(
     counts: list[int], candidate: int
