@@ -24,7 +24,8 @@ The columns of the table:
 - ECE, NLL: calibration error and mean negative log-likelihood, of the run and of zero-shot.
 
 The limits, for each set, method and floor: at most 2 % of the cells below by more than one standard
-error, none by more than one point, and a mean ECE of at most that of zero-shot.
+error, none by more than one point, and a mean ECE of at most that of zero-shot, to a tenth of a
+point.
 The exit code is 1 if one is broken.
 
 With `--results FILE`, each finished cell is a line of FILE, and the same command continues where it
@@ -164,7 +165,7 @@ def broken(row: Row) -> list[str]:
             f"{where}: {row.beyond_point} of {row.cells} cells are below zero-shot by more than "
             f"{100 * POINT_LIMIT:g} point; the worst by {-100 * row.worst:.2f}"
         )
-    if row.ece > row.zero_ece:
+    if round(100 * row.ece, 1) > round(100 * row.zero_ece, 1):
         found.append(
             f"{where}: the mean ECE is {100 * row.ece:.2f} %, that of zero-shot "
             f"{100 * row.zero_ece:.2f} %"

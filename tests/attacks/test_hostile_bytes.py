@@ -38,6 +38,8 @@ from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.transport.base import Received
 from fedclip_edge.transport.in_memory import InMemoryBroker, InMemoryTransport
 
+pytestmark = pytest.mark.one_python
+
 TOPICS = Topics("lab")
 MALLORY, QUIET, STRANGER = (
     signing.create_identity(),

@@ -38,6 +38,8 @@ from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.records import Model, Plan, Update
 from fedclip_edge.vision.bundle import Bundle
 
+pytestmark = pytest.mark.one_python
+
 MALLORY = signing.create_identity()
 ROUNDS = 3
 _IN_FLIGHT = 4

@@ -23,6 +23,8 @@ from fedclip_edge.coordinator.journal import Journal, open_journal
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.vision.bundle import Bundle
 
+pytestmark = pytest.mark.one_python
+
 
 @pytest.fixture
 def site(

@@ -19,6 +19,8 @@ from system import Site
 from fedclip_edge.config import BrokerAddress
 from fedclip_edge.vision.bundle import Bundle
 
+pytestmark = pytest.mark.one_python
+
 NOBODY = BrokerAddress(port=9)  # the discard port, where no broker listens
 MEANINGS = {
     int(code): meaning

@@ -251,7 +251,7 @@ def test_the_final_model_is_the_chosen_mix_at_the_chosen_temperature(
     method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     last = len(methods.get(method).shares["zeroshot"]) - 1
-    monkeypatch.setattr(ballot, "decide", lambda sums: Choice(last, 0.5))
+    monkeypatch.setattr(ballot, "decide", lambda *_: Choice(last, 0.5))
     *_, (voted_on, _, _), (model, _, _) = played(plan_of(method))
     expected = {n: 0.5 * its[last] for n, its in methods.get(method).shares.items()}
     if method == "gda":
@@ -269,7 +269,7 @@ def test_without_a_quorum_the_default_is_taken_whatever_the_answers_say(
     method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(ballot, "decide", lambda sums: Choice())
+        patch.setattr(ballot, "decide", lambda _, default: Choice(default))
         expected = final(plan_of(method)).parameters
     found = final(plan_of(method), decided=False).parameters
     assert {n: t.tobytes() for n, t in found.items()} == {

@@ -13,6 +13,8 @@ from checkout import ROOT
 
 from fedclip_edge.monitoring.definitions import AGENT, COORDINATOR
 
+pytestmark = pytest.mark.one_python
+
 RULES = ROOT / "broker" / "alerts.yml"
 PROMTOOL = shutil.which("promtool")
 OF_OTHERS = {"up", "node_textfile_mtime_seconds"}  # of Prometheus itself, and of node_exporter

@@ -18,6 +18,8 @@ from fedclip_edge.learning.schedule import Schedule
 from fedclip_edge.learning.strategy import State
 from fedclip_edge.records import F32, Features, Model, Plan, Scalar
 
+pytestmark = pytest.mark.one_python
+
 DEVICES = ("cam-a", "cam-b", "cam-c")
 TEST = shifted(300, 99)
 
