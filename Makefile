@@ -23,7 +23,8 @@ FILES := --dist loadfile --no-loadscope-reorder
 # printed: a fault fails twice, but a test may fail once because the machine is busy. pytest's code
 # is 1 if tests failed; after anything else, for example a process that died, nothing runs again.
 RERUN ?=
-AGAIN := $(if $(RERUN),|| { test $$? = 1 && echo "UNSTABLE unless these fail again:" && $(BIN)/python -m pytest --last-failed -v; },)
+SLOW ?= # options of pytest that choose among the slow tests
+AGAIN := $(if $(RERUN),|| { test $$? = 1 && echo "UNSTABLE unless these fail again:" && $(BIN)/python -m pytest --last-failed -v -m 'slow or not slow'; },)
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX),)
 
 RABBITMQ := /usr/lib/rabbitmq/bin/rabbitmq-server
@@ -60,7 +61,7 @@ test-short: $(READY) ## Run the tests except the longest (for another Python: PY
 
 # Tests of one file may run in several processes: most of the time they wait.
 test-slow: $(READY) ## Run only the slow tests
-	@$(TESTS) --dist loadgroup -m slow $(AGAIN)
+	@$(TESTS) --dist loadgroup -m slow $(SLOW) $(AGAIN)
 
 test-all: $(READY) ## Run the tests, including the slow ones
 	@$(TESTS) $(FILES) -m 'not cluster'
