@@ -41,7 +41,7 @@ def show(run: str | None, config: Path, every: bool, as_json: bool) -> None:
     if not control.is_served(control.socket_path(fleet.journal)):
         note(NOT_SERVED)
     with contextlib.closing(open_journal_to_read(fleet.journal)) as journal:
-        found = run_report.summarise(
-            journal, find_run(journal, run), fleet.fleet, run_report.bundle_of(fleet)
-        )
+        shown = find_run(journal, run)
+        bundle = run_report.bundle_of(fleet, shown)
+        found = run_report.summarise(journal, shown, fleet.fleet, bundle)
     click.echo(json.dumps(found) if as_json else summary_text(found, sys.stdout, every=every))

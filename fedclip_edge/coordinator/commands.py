@@ -25,7 +25,7 @@ from fedclip_edge.coordinator import forgetting, snapshot
 from fedclip_edge.coordinator.bundle_choice import choose_bundle, publish_classes
 from fedclip_edge.coordinator.control import Request, failure, success
 from fedclip_edge.coordinator.journal_tables import ZERO_SHOT
-from fedclip_edge.coordinator.server import Server
+from fedclip_edge.coordinator.server import Server, read_basis
 from fedclip_edge.errors import BundleError, ConfigError
 
 _START = "start the next run with `fedclip-edge run start`"
@@ -200,7 +200,7 @@ def forget(server: Server, arguments: Forget) -> Change:
     """Remove a device; raises ConfigError if it is not known, or if the newest model needs it."""
     config, journal, run = server.config, server.journal, server.run
     try:
-        _, basis = server.load()
+        basis = read_basis(config, run)
     except BundleError as error:
         raise ConfigError(str(error)) from error
     if (run.encoder_id, run.classes_digest) != (basis.encoder_id, basis.classes.digest):

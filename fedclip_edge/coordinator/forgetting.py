@@ -31,12 +31,11 @@ from fedclip_edge.coordinator import removal, retention
 from fedclip_edge.coordinator.journal import Journal, open_journal
 from fedclip_edge.coordinator.journal_tables import ZERO_SHOT, Run
 from fedclip_edge.coordinator.run_state import RunState, open_run_state, stored_model
-from fedclip_edge.coordinator.server import Basis
+from fedclip_edge.coordinator.server import Basis, read_basis
 from fedclip_edge.errors import ConfigError, JournalError
 from fedclip_edge.learning.schedule import Schedule
 from fedclip_edge.protocol import wire
 from fedclip_edge.storage.sqlite import Connection
-from fedclip_edge.vision.bundle import read_bundle
 
 
 @dataclass(frozen=True)
@@ -109,12 +108,11 @@ def forget_offline(
             f"there is no journal {config.journal}; correct 'journal' in fleet.toml, or name the "
             "fleet.toml that `serve` uses"
         )
-    bundle = read_bundle(config.bundle)
-    basis = Basis(bundle.classes, bundle.manifest.dim, bundle.manifest.encoder_id)
     choices = Choices(config.rules.quorum, without_vote, delete_models)
     journal = open_journal(config.journal, config.keep_models, config.keep_sums_mb)
     with contextlib.closing(journal):
         journal.check()
+        basis = read_basis(config, journal.last_run())
         return forget(journal, device, basis, choices)
 
 

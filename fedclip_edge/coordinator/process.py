@@ -19,12 +19,11 @@ from pathlib import Path
 from fedclip_edge import log
 from fedclip_edge.config import FleetConfig, load_fleet
 from fedclip_edge.coordinator import commands, control, coordinator, publisher
-from fedclip_edge.coordinator.bundle_choice import choose_bundle
 from fedclip_edge.coordinator.journal import Journal, open_journal
 from fedclip_edge.coordinator.journal_tables import Run
 from fedclip_edge.coordinator.monitor import Monitor, monitored
 from fedclip_edge.coordinator.run_choice import choose_run
-from fedclip_edge.coordinator.server import Basis, Claim, Server, coordinate
+from fedclip_edge.coordinator.server import Basis, Claim, Server, coordinate, read_basis
 from fedclip_edge.coordinator.trainer import Trainer, start_trainer, trainer_id
 from fedclip_edge.errors import ConfigError, FedclipError, PeerError, RunError
 from fedclip_edge.learning import methods
@@ -42,7 +41,6 @@ from fedclip_edge.records import COORDINATOR
 from fedclip_edge.transport import base, mqtt
 from fedclip_edge.transport.disconnect import disconnect_client
 from fedclip_edge.vision.bundle import read_bundle
-from fedclip_edge.vision.bundle_warnings import bundle_warnings
 
 _LISTEN_S = 0.5
 _FIRST_CONNECTION_S = 10.0
@@ -110,7 +108,7 @@ def serve(
         served = None if new_run else journal.last_run()
         if served is not None and once and journal.course(served.id).is_over:
             served = None
-        basis = _read_basis(config, served)
+        basis = read_basis(config, served)
         chosen = choose_run(
             config,
             basis.classes,
@@ -141,7 +139,7 @@ def serve(
 
         def load_again() -> tuple[FleetConfig, Basis]:
             loaded = config if reload is None else reload()
-            return loaded, _read_basis(loaded, None)
+            return loaded, read_basis(loaded, None)
 
         server = Server(config, journal, first, load_again, invited)
         trainer = None
@@ -232,18 +230,6 @@ def _status(serving: coordinator.Coordinator) -> str:
         f"{rounds.run}: {'over' if rounds.phase == 'done' else where}, "
         f"{online} device{'' if online == 1 else 's'} online"
     )
-
-
-def _read_basis(config: FleetConfig, run: Run | None) -> Basis:
-    """Read the bundle of a run in the journal, or with None, of the next run.
-
-    Raises BundleError.
-    """
-    bundle = choose_bundle(config, run)
-    for caution in bundle_warnings(bundle.manifest):
-        log.event("bundle_caution", bundle=bundle.folder, caution=caution)
-    manifest = bundle.manifest
-    return Basis(bundle.classes, manifest.dim, manifest.encoder_id, bundle.folder)
 
 
 def _read_registry(config: FleetConfig) -> registry.Registry | None:

@@ -17,6 +17,7 @@ import safetensors.numpy
 
 from fedclip_edge import __version__, log
 from fedclip_edge.config import FleetConfig
+from fedclip_edge.coordinator.bundle_choice import choose_bundle
 from fedclip_edge.coordinator.journal import Journal
 from fedclip_edge.coordinator.journal_tables import Run
 from fedclip_edge.errors import BundleError
@@ -24,7 +25,7 @@ from fedclip_edge.learning import ballot, methods
 from fedclip_edge.learning.schedule import exchanges, has_vote, steps
 from fedclip_edge.reporting.run_figures import Reported, Summary, device_figures, mean, pairs
 from fedclip_edge.storage import atomic
-from fedclip_edge.vision.bundle import Bundle, read_bundle
+from fedclip_edge.vision.bundle import Bundle
 
 
 def write_report(config: FleetConfig, journal: Journal, run: Run) -> tuple[Path, ...]:
@@ -36,7 +37,7 @@ def write_report(config: FleetConfig, journal: Journal, run: Run) -> tuple[Path,
     """
     if config.reports == "off" or not journal.rounds_closed(run.id):
         return ()
-    summary = summarise(journal, run, config.fleet, bundle_of(config))
+    summary = summarise(journal, run, config.fleet, bundle_of(config, run))
     data = config.journal.parent / "reports" / f"{run.id}.json"
     page = data.with_suffix(".html")
     written = []
@@ -63,10 +64,10 @@ def write_report(config: FleetConfig, journal: Journal, run: Run) -> tuple[Path,
     return tuple(written)
 
 
-def bundle_of(config: FleetConfig) -> Bundle | None:
-    """Return the fleet's bundle, which names classes and encoder; None if it cannot be used."""
+def bundle_of(config: FleetConfig, run: Run) -> Bundle | None:
+    """Return the run's bundle, which names classes and encoder; None if it cannot be used."""
     try:
-        return read_bundle(config.bundle)
+        return choose_bundle(config, run)
     except BundleError:
         return None
 

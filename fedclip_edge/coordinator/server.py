@@ -21,6 +21,7 @@ from pathlib import Path
 from fedclip_edge import log
 from fedclip_edge.config import FleetConfig
 from fedclip_edge.coordinator import run_report
+from fedclip_edge.coordinator.bundle_choice import choose_bundle
 from fedclip_edge.coordinator.coordinator import Coordinator
 from fedclip_edge.coordinator.deliveries import Deliveries, open_release
 from fedclip_edge.coordinator.journal import Journal
@@ -36,6 +37,7 @@ from fedclip_edge.pki.registry import Registry
 from fedclip_edge.protocol.signing import Identity
 from fedclip_edge.records import ClassTexts
 from fedclip_edge.transport.base import Connected, Transport
+from fedclip_edge.vision.bundle_warnings import bundle_warnings
 
 _LOOKS_S = 1.0  # between two looks at the schedule
 
@@ -57,6 +59,18 @@ class Basis:
     dim: int  # D
     encoder_id: str
     folder: Path | None = None  # of the bundle; without it, devices cannot fetch it
+
+
+def read_basis(config: FleetConfig, run: Run | None) -> Basis:
+    """Read the bundle of a run in the journal or, with None, of the next run.
+
+    Raises BundleError.
+    """
+    bundle = choose_bundle(config, run)
+    for caution in bundle_warnings(bundle.manifest):
+        log.event("bundle_caution", bundle=bundle.folder, caution=caution)
+    manifest = bundle.manifest
+    return Basis(bundle.classes, manifest.dim, manifest.encoder_id, bundle.folder)
 
 
 @dataclass(eq=False)

@@ -17,6 +17,8 @@ from fedclip_edge.coordinator.bundle_choice import (
 )
 from fedclip_edge.coordinator.deliveries import Deliveries, open_release
 from fedclip_edge.coordinator.journal_tables import Run
+from fedclip_edge.coordinator.run_report import bundle_of
+from fedclip_edge.coordinator.server import read_basis
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.pki.bundle_description import read_description
 from fedclip_edge.pki.bundle_signature import sign_bundle
@@ -176,6 +178,11 @@ def test_the_next_run_has_the_published_classes_and_an_unfinished_one_its_own(
     assert choose_bundle(config, run_of(now)).folder == now.folder
     assert choose_bundle(config, None).classes.names == ("star", "moon")
     assert len(list(published_folder(config.journal).iterdir())) == 2
+    # What a command or a report says of the run that is over is in its own classes.
+    assert read_basis(config, run_of(first)).classes.names == first.classes.names
+    named = bundle_of(config, run_of(now))
+    assert named is not None
+    assert named.classes.names == now.classes.names
 
 
 def test_only_a_newer_signed_bundle_with_the_same_encoder_is_published(
