@@ -213,15 +213,19 @@ def _hindrance(
     if origin != ZERO_SHOT and not any(n < first for n in journal.whole_rounds(run.id)):
         return f"the model of {origin}, from which it started, is no longer in the journal"
     base = _base(journal, run, first)
-    for closed in range(base, journal.rounds_closed(run.id)):
-        if schedule.steps[closed].kind == "vote":
-            continue
+    rounds = [
+        closed
+        for closed in range(base, journal.rounds_closed(run.id))
+        if schedule.steps[closed].kind != "vote"
+    ]
+    for closed in rounds:
         if not schedule.is_of_moments(closed):
             return f"{run.plan.method} is trained in rounds, and " + (
                 "every later update was made from a model with its contributions"
                 if closed + 1 >= first
                 else "the model before its first contribution is no longer in the journal"
             )
+    for closed in rounds:
         gone = removal.without_payload(database, run.id, closed + 1, device)
         if gone:
             names = ", ".join(gone[:3]) + (", ..." if len(gone) > 3 else "")

@@ -183,6 +183,18 @@ def test_a_trained_model_is_not_computed_again_and_nothing_changes(tmp_path: Pat
     assert fleet.forget("cam-1").remaining == ()
 
 
+def test_a_run_that_begins_with_sums_and_then_trains_is_refused_for_its_training(
+    tmp_path: Path,
+) -> None:
+    """Its sums are gone, too: a later run replaced them."""
+    fleet = Journaled(tmp_path, FLEET, Plan("auto", rounds=2))
+    for run in ("run-1", "run-2"):
+        fleet.begin(run)
+        fleet.complete(FLEET)
+    with pytest.raises(ConfigError, match="auto is trained in rounds, and every later update"):
+        fleet.forget("cam-1")
+
+
 def test_the_newest_trained_model_can_be_deleted(tmp_path: Path) -> None:
     fleet = Journaled(tmp_path, FLEET, Plan("linear", rounds=2, vote="off"))
     fleet.begin()
