@@ -29,7 +29,7 @@ import numpy as np
 from central import centralised
 
 from fedclip_edge import log
-from fedclip_edge.config import EncoderConfig
+from fedclip_edge.config.agent import EncoderConfig
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.learning import methods, training
 from fedclip_edge.learning.evaluation import evaluate, goodness

@@ -30,7 +30,8 @@ from cached_crypto import quickly
 from fake_learner import FakeLearner
 
 from fedclip_edge import log
-from fedclip_edge.config import AgentConfig, RunRules
+from fedclip_edge.config.agent import AgentConfig
+from fedclip_edge.config.fleet import RunRules
 from fedclip_edge.learning import methods
 from fedclip_edge.records import ClassTexts, Model, Plan, Role, Update
 from fedclip_edge.transport.in_memory import InMemoryBroker, InMemoryTransport

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from fedclip_edge.agent import upload
-from fedclip_edge.config import DataConfig, EncoderConfig
+from fedclip_edge.config.agent import DataConfig, EncoderConfig
 from fedclip_edge.learning import local, methods, training
 from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.learning.evaluation import top1

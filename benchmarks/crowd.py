@@ -31,7 +31,8 @@ from processes import memory_mb, processor_s
 from fedclip_edge import log
 from fedclip_edge.agent.session import Session
 from fedclip_edge.agent.state_db import StateDb, open_state_db
-from fedclip_edge.config import BrokerAddress, RunRules
+from fedclip_edge.config.broker import BrokerAddress
+from fedclip_edge.config.fleet import RunRules
 from fedclip_edge.processes.children import Children, own_command
 from fedclip_edge.records import Plan
 from fedclip_edge.transport import local_broker

@@ -32,7 +32,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch.utils.flop_counter import FlopCounterMode
 
-from fedclip_edge.config import EncoderConfig
+from fedclip_edge.config.agent import EncoderConfig
 from fedclip_edge.exporting.golden import noise_pixels
 from fedclip_edge.exporting.image_tower import export_by_pytorch, export_image_tower
 from fedclip_edge.exporting.onnx_file import OPSET, serialise

@@ -18,7 +18,7 @@ from typing import Any
 
 import light
 
-from fedclip_edge.config import RunRules
+from fedclip_edge.config.fleet import RunRules
 from fedclip_edge.processes.children import Children, own_command
 from fedclip_edge.records import Plan
 from fedclip_edge.vision.bundle import Bundle

@@ -43,7 +43,8 @@ from federation import Federation
 from mqtt_client import connected, next_of
 from processes import memory_mb
 
-from fedclip_edge.config import BrokerAddress, RunRules
+from fedclip_edge.config.broker import BrokerAddress
+from fedclip_edge.config.fleet import RunRules
 from fedclip_edge.pki import mosquitto, registry
 from fedclip_edge.processes.children import Children
 from fedclip_edge.protocol import signing, wire

@@ -37,7 +37,7 @@ from federation import Federation
 from link import Link
 from processes import memory_mb
 
-from fedclip_edge.config import RunRules
+from fedclip_edge.config.fleet import RunRules
 from fedclip_edge.processes.children import Children, own_command
 from fedclip_edge.records import Plan
 from fedclip_edge.transport import local_broker

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedclip_edge.config import FleetConfig
+from fedclip_edge.config.fleet import FleetConfig
 from fedclip_edge.coordinator import run_state
 from fedclip_edge.coordinator.journal import Journal, open_journal
 from fedclip_edge.coordinator.run_choice import choose_run

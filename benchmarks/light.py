@@ -25,7 +25,9 @@ from fedclip_edge.agent import process
 from fedclip_edge.agent.publisher import will
 from fedclip_edge.agent.session import Session, start_session
 from fedclip_edge.agent.state_db import StateDb, open_state_db
-from fedclip_edge.config import AgentConfig, BrokerAddress, DataConfig, RunRules
+from fedclip_edge.config.agent import AgentConfig, DataConfig
+from fedclip_edge.config.broker import BrokerAddress
+from fedclip_edge.config.fleet import RunRules
 from fedclip_edge.protocol import signing
 from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.records import Arrays, ClassTexts, Model, Plan, Role, Shapes, Update

@@ -30,7 +30,7 @@ import peer_flwr
 from federation import Federation
 from link import Link
 
-from fedclip_edge.config import RunRules
+from fedclip_edge.config.fleet import RunRules
 from fedclip_edge.processes.children import Children
 from fedclip_edge.records import Plan
 from fedclip_edge.transport import local_broker

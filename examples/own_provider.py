@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any, cast
 
-from fedclip_edge.config import EncoderConfig
+from fedclip_edge.config.agent import EncoderConfig
 from fedclip_edge.errors import FedclipError
 from fedclip_edge.vision import verification
 from fedclip_edge.vision.bundle import Bundle, read_bundle

@@ -21,7 +21,8 @@ from brokers import MOSQUITTO, Mosquitto, StartMosquitto, free_port, wait_until_
 from onnx import TensorProto, helper, numpy_helper
 from opened import UNTIL_THE_TEST_ENDS
 
-from fedclip_edge.config import BrokerAddress, EncoderConfig
+from fedclip_edge.config.agent import EncoderConfig
+from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.model_file import TrainedModel
 from fedclip_edge.records import ClassTexts
 from fedclip_edge.vision.bundle import Bundle, Golden, Manifest, write_bundle

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from fedclip_edge import model_file
-from fedclip_edge.config import FleetConfig
+from fedclip_edge.config.fleet import FleetConfig
 from fedclip_edge.coordinator import run_state
 from fedclip_edge.coordinator.journal import open_journal
 from fedclip_edge.coordinator.model_lookup import find_model

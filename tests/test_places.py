@@ -17,13 +17,8 @@ import pytest
 from checkout import ROOT
 
 from fedclip_edge.cli.main import cli
-from fedclip_edge.config import (
-    AgentConfig,
-    EncoderConfig,
-    FleetConfig,
-    RunRules,
-    load_agent,
-)
+from fedclip_edge.config.agent import AgentConfig, EncoderConfig, load_agent
+from fedclip_edge.config.fleet import FleetConfig, RunRules
 from fedclip_edge.coordinator import process
 from fedclip_edge.errors import (
     BundleError,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from trained_run import write_mixed
 
-from fedclip_edge.config import EncoderConfig
+from fedclip_edge.config.agent import EncoderConfig
 from fedclip_edge.errors import DataError
 from fedclip_edge.learning import methods
 from fedclip_edge.learning.methods import zeroshot

@@ -13,7 +13,7 @@ from drawn_records import IDS, PLANS, REPORTS, report
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedclip_edge.config import read_table
+from fedclip_edge.config.reading import read_table
 from fedclip_edge.protocol import codec
 from fedclip_edge.protocol.report import Report
 from fedclip_edge.records import (

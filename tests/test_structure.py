@@ -47,7 +47,7 @@ HOMES = {
     "rich": ("reporting/table.py", "cli/progress.py"),
     "sqlite3": ("storage/sqlite.py",),
 }
-MODULES_AT_THE_ROOT = 8
+MODULES_AT_THE_ROOT = 7
 
 
 def modules() -> list[Path]:

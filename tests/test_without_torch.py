@@ -13,7 +13,7 @@ from checkout import ROOT
 from system import Site
 
 from fedclip_edge import model_file
-from fedclip_edge.config import BrokerAddress
+from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.model_file import TrainedModel
 from fedclip_edge.vision.bundle import Bundle

@@ -17,7 +17,7 @@ from dataclasses import replace
 from fedclip_edge import log
 from fedclip_edge.agent.session import Session
 from fedclip_edge.agent.state_db import StateDb
-from fedclip_edge.config import BrokerAddress
+from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.protocol.messages import Address
 
 _DOWN_S = 30.0

@@ -25,7 +25,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fedclip_edge.config import read_table
+from fedclip_edge.config.reading import read_table
 from fedclip_edge.errors import BundleError, ConfigError
 from fedclip_edge.pki.bundle_description import Description
 from fedclip_edge.pki.bundle_signature import serial_in

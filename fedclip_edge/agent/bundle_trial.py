@@ -18,7 +18,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedclip_edge.config import EncoderConfig, read_table
+from fedclip_edge.config.agent import EncoderConfig
+from fedclip_edge.config.reading import read_table
 from fedclip_edge.errors import FedclipError
 from fedclip_edge.processes.children import Children
 

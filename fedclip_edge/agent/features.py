@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedclip_edge import log
-from fedclip_edge.config import AgentConfig
+from fedclip_edge.config.agent import AgentConfig
 from fedclip_edge.errors import DataError
 from fedclip_edge.processes.systemd import SYSTEMD
 from fedclip_edge.records import Features

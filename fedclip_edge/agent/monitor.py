@@ -20,7 +20,7 @@ from typing import Any
 from fedclip_edge import __version__, log
 from fedclip_edge.agent.features import CACHE
 from fedclip_edge.agent.session import Session
-from fedclip_edge.config import AgentConfig
+from fedclip_edge.config.agent import AgentConfig
 from fedclip_edge.monitoring.definitions import AGENT, MODELS
 from fedclip_edge.monitoring.metrics import Metrics
 from fedclip_edge.monitoring.process_figures import database_bytes, memory_bytes

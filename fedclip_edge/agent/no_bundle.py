@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedclip_edge.agent.trainer import allowed_methods
-from fedclip_edge.config import AgentConfig
+from fedclip_edge.config.agent import AgentConfig
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.protocol.codec import CODECS
 from fedclip_edge.protocol.messages import Capabilities, Pictures

@@ -32,7 +32,7 @@ from fedclip_edge.agent.rescan import Rescan
 from fedclip_edge.agent.session import Session, start_session
 from fedclip_edge.agent.state_db import StateDb, open_state_db
 from fedclip_edge.agent.trainer import LocalTrainer, allowed_methods
-from fedclip_edge.config import AgentConfig
+from fedclip_edge.config.agent import AgentConfig
 from fedclip_edge.errors import BundleError, ConfigError, DiskError, LinkError, RefusedError
 from fedclip_edge.learning import methods
 from fedclip_edge.pki.expiry import Expiry

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedclip_edge.agent.state_db import RunPosition
-from fedclip_edge.config import AgentConfig
+from fedclip_edge.config.agent import AgentConfig
 from fedclip_edge.protocol import wire
 from fedclip_edge.protocol.messages import Capabilities, DeviceState, Hello, Message
 from fedclip_edge.protocol.signing import Identity

@@ -17,7 +17,7 @@ from fedclip_edge import log
 from fedclip_edge.agent.features import DeviceFeatures, prepare_features
 from fedclip_edge.agent.session import Session
 from fedclip_edge.agent.trainer import LocalTrainer
-from fedclip_edge.config import AgentConfig
+from fedclip_edge.config.agent import AgentConfig
 from fedclip_edge.errors import DataError
 from fedclip_edge.vision.bundle import Bundle
 from fedclip_edge.vision.picture_index import PictureIndex

@@ -29,7 +29,7 @@ from fedclip_edge.agent.standby import Standby
 from fedclip_edge.agent.state_db import StateDb
 from fedclip_edge.agent.trust import Trust
 from fedclip_edge.agent.upload import Upload
-from fedclip_edge.config import AgentConfig
+from fedclip_edge.config.agent import AgentConfig
 from fedclip_edge.errors import ConfigError, PeerError, RefusedError
 from fedclip_edge.protocol import chunks, version1, wire
 from fedclip_edge.protocol.cohort import cohort_hash

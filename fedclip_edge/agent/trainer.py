@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fedclip_edge import log, model_file
 from fedclip_edge.agent.features import DeviceFeatures
 from fedclip_edge.agent.withholding import Shared, log_withheld, share
-from fedclip_edge.config import AgentConfig
+from fedclip_edge.config.agent import AgentConfig
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.learning import local, methods
 from fedclip_edge.learning.evaluation import evaluate, top1

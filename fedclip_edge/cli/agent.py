@@ -42,7 +42,7 @@ def agent(config: Path, once: bool, as_json: bool) -> None:
     with stopping_on_signals(is_service=not once):
         from fedclip_edge.agent import process as device
         from fedclip_edge.cli.progress import progress_bar
-        from fedclip_edge.config import load_agent
+        from fedclip_edge.config.agent import load_agent
 
         loaded = load_agent(config)
         with progress_bar("encoding pictures", _encoding) as progress:

@@ -60,7 +60,7 @@ def rollback(config: Path) -> None:
     one with a larger serial number is offered. A second rollback undoes the first.
     """
     from fedclip_edge.agent.bundle_store import BundleStore, fetched_folder
-    from fedclip_edge.config import load_agent
+    from fedclip_edge.config.agent import load_agent
 
     loaded = load_agent(config)
     store = BundleStore(fetched_folder(loaded.state_dir), loaded.bundle)
@@ -86,7 +86,7 @@ def verify(
     one, if the signature is invalid, or if the features differ by more than the rounding errors of
     this kind of processor.
     """
-    from fedclip_edge.config import EncoderConfig
+    from fedclip_edge.config.agent import EncoderConfig
     from fedclip_edge.pki.bundle_signature import read_signature
     from fedclip_edge.vision import verification
     from fedclip_edge.vision.bundle import read_bundle

@@ -33,7 +33,8 @@ def devices(config: Path, every: bool, device: str | None, by_class: bool, as_js
     import sys
 
     from fedclip_edge.cli import device_tables
-    from fedclip_edge.config import load_fleet, unknown
+    from fedclip_edge.config.fleet import load_fleet
+    from fedclip_edge.config.reading import unknown
     from fedclip_edge.coordinator import control
 
     if device is not None and by_class:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from fedclip_edge.config import FleetConfig
+    from fedclip_edge.config.fleet import FleetConfig
 
 
 @click.command()

@@ -95,7 +95,7 @@ def predict(
     limit_blas_threads()  # before numpy is imported
     from fedclip_edge.cli.predict_output import Rows, Table, Tally, csv_bytes
     from fedclip_edge.cli.progress import note, progress_bar
-    from fedclip_edge.config import EncoderConfig
+    from fedclip_edge.config.agent import EncoderConfig
     from fedclip_edge.coordinator.model_lookup import find_model
     from fedclip_edge.errors import DataError
     from fedclip_edge.learning.schedule import exchanges

@@ -6,7 +6,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from fedclip_edge.config import BrokerAddress
+from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.errors import BrokerError, ConfigError, LinkError, RefusedError
 from fedclip_edge.pki import registry
 from fedclip_edge.pki.revocation import Probe, not_yet

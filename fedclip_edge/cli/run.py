@@ -102,7 +102,7 @@ def extend(config: Path, rounds: int) -> None:
 
 
 def _ask(config: Path, command: str, **arguments: Any) -> dict[str, Any]:
-    from fedclip_edge.config import load_fleet
+    from fedclip_edge.config.fleet import load_fleet
     from fedclip_edge.coordinator import control
 
     return control.ask(control.socket_path(load_fleet(config).journal), command, **arguments)

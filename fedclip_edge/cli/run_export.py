@@ -48,7 +48,7 @@ def export(
     """
     import contextlib
 
-    from fedclip_edge.config import load_fleet
+    from fedclip_edge.config.fleet import load_fleet
     from fedclip_edge.coordinator.journal import open_journal_to_read
     from fedclip_edge.coordinator.model_lookup import find_run
     from fedclip_edge.coordinator.run_export import tracked

@@ -32,7 +32,7 @@ def show(run: str | None, config: Path, every: bool, as_json: bool) -> None:
 
     from fedclip_edge.cli.progress import note
     from fedclip_edge.cli.run_text import NOT_SERVED, summary_text
-    from fedclip_edge.config import load_fleet
+    from fedclip_edge.config.fleet import load_fleet
     from fedclip_edge.coordinator import control, run_report
     from fedclip_edge.coordinator.journal import open_journal_to_read
     from fedclip_edge.coordinator.model_lookup import find_run

@@ -27,7 +27,7 @@ def runs(config: Path, every: bool, as_json: bool) -> None:
 
     from fedclip_edge.cli.progress import note
     from fedclip_edge.cli.run_text import NOT_SERVED, runs_table
-    from fedclip_edge.config import load_fleet
+    from fedclip_edge.config.fleet import load_fleet
     from fedclip_edge.coordinator import control, run_report
     from fedclip_edge.coordinator.journal import open_journal_to_read
 

@@ -227,7 +227,7 @@ def simulate(
           the upper reference
     """  # noqa: D301 - click reads the backslash
     from fedclip_edge import log
-    from fedclip_edge.config import EncoderConfig
+    from fedclip_edge.config.agent import EncoderConfig
     from fedclip_edge.simulating import comparison
 
     # Imported here so that a missing jinja2 is reported now, not after hours.

@@ -24,7 +24,7 @@ def status(config: Path, every: bool, as_json: bool) -> None:
     import sys
 
     from fedclip_edge.cli.status_text import status_text
-    from fedclip_edge.config import load_fleet
+    from fedclip_edge.config.fleet import load_fleet
     from fedclip_edge.coordinator import control
 
     found = control.ask(control.socket_path(load_fleet(config).journal), "status", every=every)

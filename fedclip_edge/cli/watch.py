@@ -32,7 +32,7 @@ def watch(config: Path, every: bool, as_json: bool) -> None:
 
     from fedclip_edge.cli.progress import Screen
     from fedclip_edge.cli.status_text import status_text
-    from fedclip_edge.config import load_fleet
+    from fedclip_edge.config.fleet import load_fleet
     from fedclip_edge.coordinator import control
     from fedclip_edge.errors import LinkError
 

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from fedclip_edge import __version__
-from fedclip_edge.config import FleetConfig, load_fleet
+from fedclip_edge.config.fleet import FleetConfig, load_fleet
 from fedclip_edge.coordinator.backup_file import (
     CONTENTS,
     FORMAT,

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedclip_edge import log
-from fedclip_edge.config import FleetConfig
+from fedclip_edge.config.fleet import FleetConfig
 from fedclip_edge.coordinator.journal_tables import Run
 from fedclip_edge.errors import BundleError, ConfigError
 from fedclip_edge.pki.bundle_signature import SIGNATURE, read_signature, serial_in

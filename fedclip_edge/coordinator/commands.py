@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fedclip_edge import log
-from fedclip_edge.config import read_table, unknown
+from fedclip_edge.config.reading import read_table, unknown
 from fedclip_edge.coordinator import forgetting, snapshot
 from fedclip_edge.coordinator.bundle_choice import choose_bundle, publish_classes
 from fedclip_edge.coordinator.control import Request, failure, success

@@ -19,7 +19,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 
 from fedclip_edge import log
-from fedclip_edge.config import FleetConfig
+from fedclip_edge.config.fleet import FleetConfig
 from fedclip_edge.coordinator import attendance, round_events
 from fedclip_edge.coordinator.admission import Admission
 from fedclip_edge.coordinator.devices import Devices

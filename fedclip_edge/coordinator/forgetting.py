@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from fedclip_edge import model_file
-from fedclip_edge.config import FleetConfig
+from fedclip_edge.config.fleet import FleetConfig
 from fedclip_edge.coordinator import removal, retention
 from fedclip_edge.coordinator.journal import Journal, open_journal
 from fedclip_edge.coordinator.journal_tables import ZERO_SHOT, Run

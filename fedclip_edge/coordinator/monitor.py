@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from fedclip_edge import __version__, log
-from fedclip_edge.config import FleetConfig
+from fedclip_edge.config.fleet import FleetConfig
 from fedclip_edge.coordinator.coordinator import Coordinator
 from fedclip_edge.monitoring.definitions import COORDINATOR, MODELS
 from fedclip_edge.monitoring.metrics import Metrics

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fedclip_edge import log
-from fedclip_edge.config import FleetConfig, load_fleet
+from fedclip_edge.config.fleet import FleetConfig, load_fleet
 from fedclip_edge.coordinator import commands, control, coordinator, publisher
 from fedclip_edge.coordinator.journal import Journal, open_journal
 from fedclip_edge.coordinator.journal_tables import Run

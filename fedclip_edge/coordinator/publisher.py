@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from fedclip_edge.config import FleetConfig
+from fedclip_edge.config.fleet import FleetConfig
 from fedclip_edge.coordinator.deliveries import Deliveries
 from fedclip_edge.coordinator.distribution import WantedChunks, parts_of
 from fedclip_edge.coordinator.round_state import RoundState

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedclip_edge.config import FleetConfig
+from fedclip_edge.config.fleet import FleetConfig
 from fedclip_edge.coordinator.admission import Admission
 from fedclip_edge.coordinator.coordinator import Coordinator
 from fedclip_edge.coordinator.devices import Devices

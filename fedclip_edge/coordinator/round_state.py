@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from fedclip_edge.config import RunRules
+from fedclip_edge.config.fleet import RunRules
 from fedclip_edge.protocol.cohort import EVERYBODY
 from fedclip_edge.protocol.messages import Phase
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from fedclip_edge import log
-from fedclip_edge.config import FleetConfig
+from fedclip_edge.config.fleet import FleetConfig
 from fedclip_edge.coordinator.journal import Journal
 from fedclip_edge.coordinator.journal_tables import ZERO_SHOT, Course, Origin, Run
 from fedclip_edge.coordinator.run_state import master_model, stored_model

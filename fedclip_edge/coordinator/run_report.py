@@ -16,7 +16,7 @@ from typing import Any
 import safetensors.numpy
 
 from fedclip_edge import __version__, log
-from fedclip_edge.config import FleetConfig
+from fedclip_edge.config.fleet import FleetConfig
 from fedclip_edge.coordinator.bundle_choice import choose_bundle
 from fedclip_edge.coordinator.journal import Journal
 from fedclip_edge.coordinator.journal_tables import Run

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime, time, timedelta
 
-from fedclip_edge.config import RunSchedule
+from fedclip_edge.config.fleet import RunSchedule
 
 
 def due_at(schedule: RunSchedule, started_at: float) -> float | None:

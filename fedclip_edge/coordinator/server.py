@@ -19,7 +19,7 @@ from datetime import datetime
 from pathlib import Path
 
 from fedclip_edge import log
-from fedclip_edge.config import FleetConfig
+from fedclip_edge.config.fleet import FleetConfig
 from fedclip_edge.coordinator import run_report
 from fedclip_edge.coordinator.bundle_choice import choose_bundle
 from fedclip_edge.coordinator.coordinator import Coordinator

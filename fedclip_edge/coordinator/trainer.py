@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import IO
 
 from fedclip_edge import log
-from fedclip_edge.config import FleetConfig, load_agent
+from fedclip_edge.config.agent import load_agent
+from fedclip_edge.config.fleet import FleetConfig
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.processes.children import Children, own_command
 

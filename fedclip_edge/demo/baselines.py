@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fedclip_edge.agent.features import prepare_features
-from fedclip_edge.config import AgentConfig, load_agent
+from fedclip_edge.config.agent import AgentConfig, load_agent
 from fedclip_edge.demo.stage import Stage
 from fedclip_edge.learning.schedule import exchanges
 from fedclip_edge.records import Features, Plan

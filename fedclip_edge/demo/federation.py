@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedclip_edge.config import BrokerAddress
+from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.demo.stage import DEADLINE_S, Stage, configure
 from fedclip_edge.errors import RunError
 from fedclip_edge.processes.children import Children, own_command

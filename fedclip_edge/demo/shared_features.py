@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fedclip_edge.agent.features import CACHE
-from fedclip_edge.config import EncoderConfig
+from fedclip_edge.config.agent import EncoderConfig
 from fedclip_edge.demo.stage import Device, Stage
 from fedclip_edge.vision.bundle import key_of, read_bundle
 from fedclip_edge.vision.cache import FeatureCache

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fedclip_edge.config import BrokerAddress
+from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.demo import tiny_clip, world
 from fedclip_edge.errors import BundleError, ConfigError, DataError
 from fedclip_edge.learning import methods

@@ -28,7 +28,7 @@ import numpy as np
 from onnx import helper
 
 from fedclip_edge import __version__
-from fedclip_edge.config import EncoderConfig
+from fedclip_edge.config.agent import EncoderConfig
 from fedclip_edge.errors import ConfigError, DiskError, ExportError, reason_of
 from fedclip_edge.exporting.fusion import INPUT, fuse
 from fedclip_edge.exporting.golden import noise_pixels

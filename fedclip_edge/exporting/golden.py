@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 
-from fedclip_edge.config import EncoderConfig
+from fedclip_edge.config.agent import EncoderConfig
 from fedclip_edge.errors import BundleError, ExportError
 from fedclip_edge.records import F32
 from fedclip_edge.vision.bundle import Golden

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fedclip_edge.config import read_table
+from fedclip_edge.config.reading import read_table
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.exporting.class_names import checked_names
 from fedclip_edge.exporting.recipe import check_prompt

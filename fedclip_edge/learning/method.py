@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from fedclip_edge.config import read_table
+from fedclip_edge.config.reading import read_table
 from fedclip_edge.learning.operations import NUMPY, Array, Operations
 from fedclip_edge.learning.strategy import State, Total
 from fedclip_edge.records import (

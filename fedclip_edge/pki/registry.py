@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from fedclip_edge.config import read_table
+from fedclip_edge.config.reading import read_table
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.protocol.hand_over import HandOver
 from fedclip_edge.records import check_id, check_sha256

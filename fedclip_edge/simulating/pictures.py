@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedclip_edge.config import DataConfig, EncoderConfig
+from fedclip_edge.config.agent import DataConfig, EncoderConfig
 from fedclip_edge.errors import DataError
 from fedclip_edge.simulating.pool import TEST, TRAIN, VALIDATION, Pool
 from fedclip_edge.vision.bundle import Bundle

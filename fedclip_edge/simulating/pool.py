@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedclip_edge.config import DataConfig
+from fedclip_edge.config.agent import DataConfig
 from fedclip_edge.errors import BundleError, DataError
 from fedclip_edge.exporting.class_names import checked_names
 from fedclip_edge.records import F32, I64, U8, ClassTexts, normalized_name

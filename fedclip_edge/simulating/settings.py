@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
-from fedclip_edge.config import read_table
+from fedclip_edge.config.reading import read_table
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.learning import methods
 from fedclip_edge.records import Plan, Scalar

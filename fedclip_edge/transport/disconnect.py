@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedclip_edge.config import BrokerAddress
+from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.transport.mqtt import PahoTransport
 
 _CONNECT_S = 5.0

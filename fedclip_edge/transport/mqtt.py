@@ -29,7 +29,7 @@ import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.reasoncodes import ReasonCode
 
-from fedclip_edge.config import BrokerAddress
+from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.errors import ConfigError, FedclipError, LinkError, RefusedError
 from fedclip_edge.transport import broker_limits, port_probe, reason_codes, tls
 from fedclip_edge.transport.base import (

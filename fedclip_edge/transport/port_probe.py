@@ -8,7 +8,7 @@ from __future__ import annotations
 import socket
 import ssl
 
-from fedclip_edge.config import BrokerAddress
+from fedclip_edge.config.broker import BrokerAddress
 
 # CONNECT of MQTT 3.1.1 with an empty client id and a clean session; a broker accepts or refuses it.
 _CONNECT = b"\x10\x0c\x00\x04MQTT\x04\x02\x00\x05\x00\x00"

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from cryptography import x509
 
-from fedclip_edge.config import BrokerAddress
+from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.errors import ConfigError, LinkError, RefusedError
 from fedclip_edge.transport.broker_limits import closes_connections
 

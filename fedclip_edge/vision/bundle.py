@@ -26,7 +26,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
-from fedclip_edge.config import EncoderConfig
+from fedclip_edge.config.agent import EncoderConfig
 from fedclip_edge.errors import BundleError, ConfigError, DiskError
 from fedclip_edge.records import F32, ClassTexts, normalized_name
 from fedclip_edge.storage import atomic

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedclip_edge.config import DataConfig
+from fedclip_edge.config.agent import DataConfig
 from fedclip_edge.errors import DataError
 from fedclip_edge.vision.class_folders import find_class_folders
 from fedclip_edge.vision.picture_files import (

@@ -27,7 +27,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime
 
 from fedclip_edge import log
-from fedclip_edge.config import EncoderConfig
+from fedclip_edge.config.agent import EncoderConfig
 from fedclip_edge.errors import BundleError, ConfigError, reason_of
 from fedclip_edge.records import F32
 from fedclip_edge.vision import tensorrt

@@ -23,7 +23,7 @@ from fedclip_edge.agent.bundle_download import BundleDownload
 from fedclip_edge.agent.bundle_store import BundleStore
 from fedclip_edge.agent.bundle_trial import start_trial
 from fedclip_edge.agent.part_file import PartFile
-from fedclip_edge.config import EncoderConfig
+from fedclip_edge.config.agent import EncoderConfig
 from fedclip_edge.errors import BundleError, ConfigError
 from fedclip_edge.pki import bundle_description, bundle_signature
 from fedclip_edge.pki.bundle_description import describe, read_description

@@ -11,7 +11,7 @@ import pytest
 from trained_run import write_mixed
 
 from fedclip_edge.agent.features import DeviceFeatures, prepare_features
-from fedclip_edge.config import AgentConfig, DataConfig, EncoderConfig
+from fedclip_edge.config.agent import AgentConfig, DataConfig, EncoderConfig
 from fedclip_edge.errors import DataError
 from fedclip_edge.records import Features, Role
 from fedclip_edge.vision.bundle import Bundle

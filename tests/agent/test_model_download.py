@@ -14,7 +14,7 @@ from fedclip_edge.agent.download import REPAIR_S
 from fedclip_edge.agent.features import DeviceFeatures
 from fedclip_edge.agent.model_download import ModelDownload
 from fedclip_edge.agent.trainer import LocalTrainer
-from fedclip_edge.config import AgentConfig, DataConfig
+from fedclip_edge.config.agent import AgentConfig, DataConfig
 from fedclip_edge.errors import ConfigError, PeerError
 from fedclip_edge.learning import methods
 from fedclip_edge.protocol import chunks, wire

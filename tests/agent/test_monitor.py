@@ -15,7 +15,8 @@ from system import Site, wait_until
 
 from fedclip_edge.agent import monitor as monitoring
 from fedclip_edge.agent.monitor import WRITE_S, Monitor
-from fedclip_edge.config import AgentConfig, BrokerAddress, DataConfig
+from fedclip_edge.config.agent import AgentConfig, DataConfig
+from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.monitoring.definitions import AGENT
 from fedclip_edge.monitoring.metrics import Metrics
 from fedclip_edge.vision.bundle import Bundle

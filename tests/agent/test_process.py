@@ -10,7 +10,7 @@ import pytest
 from fedclip_edge.agent.process import loop, run
 from fedclip_edge.agent.session import Session
 from fedclip_edge.agent.standby import Standby
-from fedclip_edge.config import AgentConfig, DataConfig
+from fedclip_edge.config.agent import AgentConfig, DataConfig
 from fedclip_edge.errors import DataError
 from fedclip_edge.storage.lock import lock_file
 from fedclip_edge.transport.base import Received

@@ -10,7 +10,7 @@ from capable import CAPABLE
 
 from fedclip_edge.agent.publisher import Publisher, will
 from fedclip_edge.agent.state_db import RunPosition
-from fedclip_edge.config import AgentConfig, DataConfig
+from fedclip_edge.config.agent import AgentConfig, DataConfig
 from fedclip_edge.errors import PeerError
 from fedclip_edge.protocol import signing, wire
 from fedclip_edge.protocol.messages import DeviceState, Hello, Want

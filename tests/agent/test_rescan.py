@@ -15,7 +15,7 @@ from fedclip_edge.agent.features import prepare_features
 from fedclip_edge.agent.rescan import RESCAN_S, Rescan
 from fedclip_edge.agent.session import Session
 from fedclip_edge.agent.trainer import LocalTrainer
-from fedclip_edge.config import AgentConfig, DataConfig
+from fedclip_edge.config.agent import AgentConfig, DataConfig
 from fedclip_edge.vision.bundle import Bundle
 from fedclip_edge.vision.picture_index import PictureIndex
 

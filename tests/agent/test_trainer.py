@@ -21,7 +21,8 @@ from opened import opened
 
 from fedclip_edge.agent.features import DeviceFeatures
 from fedclip_edge.agent.trainer import LocalTrainer
-from fedclip_edge.config import AgentConfig, DataConfig, RunRules
+from fedclip_edge.config.agent import AgentConfig, DataConfig
+from fedclip_edge.config.fleet import RunRules
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.learning import methods, moments
 from fedclip_edge.learning.evaluation import evaluate

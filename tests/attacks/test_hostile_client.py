@@ -26,7 +26,7 @@ from opened import UNTIL_THE_TEST_ENDS
 from paho.mqtt.enums import CallbackAPIVersion
 from system import Site, wait_until
 
-from fedclip_edge.config import BrokerAddress
+from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.coordinator.journal import open_journal
 from fedclip_edge.coordinator.run_state import master_model
 from fedclip_edge.learning import methods

@@ -19,7 +19,7 @@ from trained_run import write_mixed
 
 from fedclip_edge import model_file
 from fedclip_edge.cli.predict import predict
-from fedclip_edge.config import EncoderConfig
+from fedclip_edge.config.agent import EncoderConfig
 from fedclip_edge.errors import ConfigError, DataError
 from fedclip_edge.learning.unknown import GAIN, Rule, with_rule
 from fedclip_edge.model_file import TrainedModel

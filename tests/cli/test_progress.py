@@ -16,13 +16,14 @@ import system
 from click.testing import CliRunner
 from terminal import shown_on_terminal
 
-from fedclip_edge import config, log
+from fedclip_edge import log
 from fedclip_edge.agent import process as device
 from fedclip_edge.cli import progress
 from fedclip_edge.cli.agent import agent
 from fedclip_edge.cli.demo import _Live
 from fedclip_edge.cli.progress import Bar, progress_bar
 from fedclip_edge.cli.simulate_progress import Show
+from fedclip_edge.config import agent as agent_settings
 from fedclip_edge.demo.federation import _device_events, _Watched
 from fedclip_edge.learning.evaluation import FleetEvaluation
 from fedclip_edge.processes import threads
@@ -146,7 +147,7 @@ def test_an_agent_that_encodes_says_so_every_30_s(
         log.event("features_ready")
 
     monkeypatch.setattr(device, "run", run)
-    monkeypatch.setattr(config, "load_agent", lambda path: path)
+    monkeypatch.setattr(agent_settings, "load_agent", lambda path: path)
     monkeypatch.setattr(threads, "exit_on_thread_failure", lambda: None)
     try:
         done = CliRunner().invoke(agent, ["x.toml", *(["--json"] if as_json else [])])

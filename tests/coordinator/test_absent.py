@@ -10,7 +10,7 @@ from coordinated_fleet import device
 from in_memory import Fleet
 from opened import opened
 
-from fedclip_edge.config import RunRules
+from fedclip_edge.config.fleet import RunRules
 from fedclip_edge.coordinator import process
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.pki.registry import Device, Registry

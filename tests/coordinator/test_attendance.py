@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedclip_edge.config import RunRules
+from fedclip_edge.config.fleet import RunRules
 from fedclip_edge.coordinator import attendance
 from fedclip_edge.coordinator.round_state import RoundState
 

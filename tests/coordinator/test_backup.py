@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import system
 
-from fedclip_edge.config import load_fleet
+from fedclip_edge.config.fleet import load_fleet
 from fedclip_edge.coordinator.backup import make_backup
 from fedclip_edge.coordinator.journal import Journal, open_journal
 from fedclip_edge.coordinator.journal_tables import Run

@@ -13,7 +13,7 @@ from opened import opened
 from served import Served
 
 from fedclip_edge import model_file
-from fedclip_edge.config import RunSchedule
+from fedclip_edge.config.fleet import RunSchedule
 from fedclip_edge.records import Plan
 
 

@@ -19,7 +19,7 @@ import pytest
 import system
 from system import Site, wait_until
 
-from fedclip_edge.config import BrokerAddress
+from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.coordinator import control
 from fedclip_edge.coordinator.control import ControlSocket, Request, ask, listen, socket_path
 from fedclip_edge.errors import ConfigError, LinkError

@@ -38,7 +38,7 @@ from hypothesis import strategies as st
 from in_memory import ENCODER, TICK_S, Fleet, class_texts, features
 from opened import opened
 
-from fedclip_edge.config import RunRules
+from fedclip_edge.config.fleet import RunRules
 from fedclip_edge.coordinator.deliveries import Deliveries
 from fedclip_edge.coordinator.devices import ENCODING_S
 from fedclip_edge.coordinator.journal import open_journal

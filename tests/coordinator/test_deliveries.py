@@ -9,7 +9,7 @@ from typing import cast
 
 import pytest
 
-from fedclip_edge.config import FleetConfig
+from fedclip_edge.config.fleet import FleetConfig
 from fedclip_edge.coordinator.bundle_choice import (
     choose_bundle,
     publish_classes,

@@ -23,7 +23,8 @@ from opened import opened
 from system import Site, wait_until
 
 from fedclip_edge import log
-from fedclip_edge.config import BrokerAddress, FleetConfig, MetricsEndpoint
+from fedclip_edge.config.broker import BrokerAddress
+from fedclip_edge.config.fleet import FleetConfig, MetricsEndpoint
 from fedclip_edge.coordinator import monitor as monitoring
 from fedclip_edge.coordinator.monitor import Monitor
 from fedclip_edge.errors import ConfigError

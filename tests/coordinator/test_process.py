@@ -17,7 +17,7 @@ import system
 from system import Site, wait_until
 
 from fedclip_edge import model_file
-from fedclip_edge.config import BrokerAddress
+from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.coordinator.journal import open_journal
 from fedclip_edge.coordinator.model_lookup import find_model
 from fedclip_edge.errors import ConfigError, JournalError, RefusedError

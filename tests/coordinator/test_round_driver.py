@@ -12,7 +12,7 @@ from capable import CAPABLE
 from receiver_desk import PLAN, Desk
 
 from fedclip_edge import model_file
-from fedclip_edge.config import RunRules
+from fedclip_edge.config.fleet import RunRules
 from fedclip_edge.coordinator import round_driver, round_machine
 from fedclip_edge.coordinator.admission import Admission
 from fedclip_edge.coordinator.devices import Devices

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from fedclip_edge.config import RunRules
+from fedclip_edge.config.fleet import RunRules
 from fedclip_edge.coordinator import attendance, round_machine
 from fedclip_edge.coordinator.round_events import (
     Abandon,

@@ -12,7 +12,7 @@ import pytest
 from in_memory import ENCODER, class_texts
 from opened import opened
 
-from fedclip_edge.config import FleetConfig
+from fedclip_edge.config.fleet import FleetConfig
 from fedclip_edge.coordinator import run_state
 from fedclip_edge.coordinator.journal import Journal, open_journal
 from fedclip_edge.coordinator.journal_tables import Run

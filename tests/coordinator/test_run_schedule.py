@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedclip_edge.config import RunSchedule
+from fedclip_edge.config.fleet import RunSchedule
 from fedclip_edge.coordinator.run_schedule import cause_to_start, count_new, due_at
 
 NOON = datetime(2026, 11, 29, 12, 0).timestamp()  # noqa: DTZ001 - the local clock is meant

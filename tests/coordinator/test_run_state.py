@@ -19,7 +19,7 @@ from in_memory import ENCODER, class_texts
 from opened import opened
 
 from fedclip_edge import model_file
-from fedclip_edge.config import FleetConfig
+from fedclip_edge.config.fleet import FleetConfig
 from fedclip_edge.coordinator import run_state
 from fedclip_edge.coordinator.journal import Journal, open_journal
 from fedclip_edge.coordinator.run_choice import choose_run

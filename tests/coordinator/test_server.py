@@ -18,7 +18,7 @@ import system
 from system import Site, wait_until
 
 from fedclip_edge import model_file
-from fedclip_edge.config import BrokerAddress
+from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.coordinator.journal import Journal, open_journal
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.vision.bundle import Bundle

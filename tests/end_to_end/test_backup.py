@@ -12,7 +12,7 @@ from brokers import MOSQUITTO
 from secured import Secured, write_agent, write_fleet
 from system import Site, wait_until
 
-from fedclip_edge.config import load_fleet
+from fedclip_edge.config.fleet import load_fleet
 from fedclip_edge.coordinator.journal import open_journal
 from fedclip_edge.vision.bundle import Bundle
 

@@ -10,7 +10,7 @@ import pytest
 import system
 from system import Site
 
-from fedclip_edge.config import BrokerAddress
+from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.errors import (
     BrokerError,
     BundleError,

@@ -15,7 +15,7 @@ from brokers import Mosquitto, StartMosquitto
 from mqtt_client import Gate, fill
 from system import Site, wait_until
 
-from fedclip_edge.config import EncoderConfig
+from fedclip_edge.config.agent import EncoderConfig
 from fedclip_edge.errors import LinkError
 from fedclip_edge.records import ClassTexts
 from fedclip_edge.vision.bundle import Bundle, Golden, Manifest, write_bundle

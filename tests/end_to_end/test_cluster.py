@@ -22,7 +22,8 @@ from cluster import NODES, PROGRAMS, Balancer, Cluster
 from system import Site, wait_until
 
 from fedclip_edge import model_file
-from fedclip_edge.config import BrokerAddress, load_agent
+from fedclip_edge.config.agent import load_agent
+from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.errors import LinkError, RefusedError
 from fedclip_edge.pki import enrolment
 from fedclip_edge.protocol.topics import Topics

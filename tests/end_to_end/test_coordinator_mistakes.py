@@ -18,7 +18,7 @@ from brokers import MOSQUITTO
 from secured import Secured
 from system import Site, wait_until
 
-from fedclip_edge.config import BrokerAddress
+from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.errors import ConfigError, RefusedError
 from fedclip_edge.records import ClassTexts
 from fedclip_edge.vision.bundle import Bundle, write_bundle

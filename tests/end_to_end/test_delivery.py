@@ -18,7 +18,7 @@ from mqtt_client import Proxy
 from secured import Secured
 from system import Site, wait_until
 
-from fedclip_edge.config import BrokerAddress
+from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.pki.bundle_signature import load_export_key, sign_bundle
 from fedclip_edge.protocol import signing

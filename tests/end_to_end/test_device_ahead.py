@@ -13,7 +13,7 @@ from in_memory import Fleet, class_texts, features
 from opened import opened
 
 from fedclip_edge.agent.session import Session
-from fedclip_edge.config import RunRules
+from fedclip_edge.config.fleet import RunRules
 from fedclip_edge.records import Plan
 
 AHEAD = 3  # epochs

@@ -9,7 +9,7 @@ import numpy as np
 from in_memory import Fleet, class_texts, features
 from opened import opened
 
-from fedclip_edge.config import RunRules
+from fedclip_edge.config.fleet import RunRules
 from fedclip_edge.records import Features, Plan
 
 CLASSES = class_texts()

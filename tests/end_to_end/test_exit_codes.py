@@ -16,7 +16,7 @@ import system
 from checkout import ROOT
 from system import Site
 
-from fedclip_edge.config import BrokerAddress
+from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.vision.bundle import Bundle
 
 pytestmark = pytest.mark.one_python

@@ -15,7 +15,7 @@ from in_memory import Fleet as RealFleet
 from opened import opened
 from simulated import CLASSES, NONE, of, pool, task
 
-from fedclip_edge.config import RunRules
+from fedclip_edge.config.fleet import RunRules
 from fedclip_edge.errors import DiskError
 from fedclip_edge.learning import local, methods, mixture
 from fedclip_edge.learning.methods import zeroshot

@@ -16,7 +16,7 @@ from brokers import MOSQUITTO
 from system import Site, wait_until
 from terminal import shown_on_terminal
 
-from fedclip_edge.config import BrokerAddress
+from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.errors import ConfigError, LinkError
 from fedclip_edge.vision.bundle import Bundle
 

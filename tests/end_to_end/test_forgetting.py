@@ -14,7 +14,7 @@ import pytest
 from system import DEADLINE_S, Site, run, wait_until
 
 from fedclip_edge import model_file
-from fedclip_edge.config import BrokerAddress
+from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.records import Model
 from fedclip_edge.vision.bundle import Bundle
 

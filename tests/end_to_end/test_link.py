@@ -20,7 +20,7 @@ from secured import Secured
 from socket_faults import HOST
 from system import DEADLINE_S, wait_until
 
-from fedclip_edge.config import BrokerAddress
+from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.protocol.chunks import blob_of, split
 from fedclip_edge.transport.base import Connected, Disconnected, Received
 from fedclip_edge.transport.mqtt import PahoTransport

@@ -11,7 +11,7 @@ import pytest
 from example_agent import EXAMPLES, initial, start
 from system import DEADLINE_S, Site, wait_until
 
-from fedclip_edge.config import BrokerAddress
+from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.coordinator.journal import open_journal
 from fedclip_edge.coordinator.run_state import master_model
 from fedclip_edge.learning import mixture

@@ -15,7 +15,7 @@ from brokers import Mosquitto, StartMosquitto, free_port
 from mqtt_client import connected
 from system import Site, wait_until
 
-from fedclip_edge.config import BrokerAddress
+from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.protocol import wire
 from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.transport.base import Received

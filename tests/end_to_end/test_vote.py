@@ -16,7 +16,7 @@ from system import DEADLINE_S, Site, wait_until
 from voting_agent import HOLD, LIE
 
 from fedclip_edge import model_file
-from fedclip_edge.config import BrokerAddress
+from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.learning import ballot
 from fedclip_edge.records import Model
 from fedclip_edge.vision.bundle import Bundle

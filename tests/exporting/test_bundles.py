@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
-from fedclip_edge.config import EncoderConfig
+from fedclip_edge.config.agent import EncoderConfig
 from fedclip_edge.demo import gate_pictures, world
 from fedclip_edge.errors import ConfigError, ExportError
 from fedclip_edge.exporting import bundles

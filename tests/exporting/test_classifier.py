@@ -22,7 +22,7 @@ from checkout import SHARED
 from onnx import TensorProto, helper, numpy_helper
 from trained_run import OPTIONS_OF, train
 
-from fedclip_edge.config import EncoderConfig
+from fedclip_edge.config.agent import EncoderConfig
 from fedclip_edge.demo import tiny_clip, world
 from fedclip_edge.errors import ConfigError, DiskError, ExportError
 from fedclip_edge.exporting import fusion

@@ -17,7 +17,7 @@ import pytest
 from checkout import SHARED
 from PIL import Image
 
-from fedclip_edge.config import EncoderConfig
+from fedclip_edge.config.agent import EncoderConfig
 from fedclip_edge.demo import gate_pictures
 from fedclip_edge.errors import ConfigError, ExportError
 from fedclip_edge.exporting import external_onnx, precision

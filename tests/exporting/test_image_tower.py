@@ -17,7 +17,7 @@ import pytest
 import torch
 from onnx import helper
 
-from fedclip_edge.config import EncoderConfig
+from fedclip_edge.config.agent import EncoderConfig
 from fedclip_edge.errors import ExportError
 from fedclip_edge.exporting.golden import noise_pixels
 from fedclip_edge.exporting.image_tower import export_by_pytorch, export_image_tower

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedclip_edge.config import EncoderConfig
+from fedclip_edge.config.agent import EncoderConfig
 from fedclip_edge.errors import BundleError, ExportError
 from fedclip_edge.exporting.calibration import GatePictures
 from fedclip_edge.exporting.golden import golden_vectors, noise_pixels, open_candidate

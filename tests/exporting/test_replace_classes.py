@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedclip_edge.config import EncoderConfig
+from fedclip_edge.config.agent import EncoderConfig
 from fedclip_edge.errors import BundleError, ConfigError
 from fedclip_edge.exporting import replace_classes
 from fedclip_edge.exporting.recipe import Source

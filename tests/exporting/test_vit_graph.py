@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fedclip_edge.config import EncoderConfig
+from fedclip_edge.config.agent import EncoderConfig
 from fedclip_edge.exporting.image_tower import export_image_tower
 from fedclip_edge.exporting.onnx_file import serialise
 from fedclip_edge.exporting.torchvision_ops import declare_missing

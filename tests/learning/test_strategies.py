@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from in_memory import ENCODER, nothing
 from opened import opened
 
-from fedclip_edge.config import FleetConfig
+from fedclip_edge.config.fleet import FleetConfig
 from fedclip_edge.coordinator import run_state
 from fedclip_edge.coordinator.journal import open_journal
 from fedclip_edge.coordinator.run_choice import choose_run

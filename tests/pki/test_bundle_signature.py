@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import system
 
-from fedclip_edge.config import load_agent
+from fedclip_edge.config.agent import load_agent
 from fedclip_edge.errors import BundleError, ConfigError
 from fedclip_edge.pki import bundle_signature, enrolment, registry
 from fedclip_edge.pki.bundle_signature import (

@@ -17,7 +17,7 @@ import system
 from cryptography import x509
 from signing_request import request
 
-from fedclip_edge.config import load_agent
+from fedclip_edge.config.agent import load_agent
 from fedclip_edge.errors import BrokerError, ConfigError
 from fedclip_edge.pki import authority, enrolment, mosquitto, registry
 from fedclip_edge.pki.box import Box

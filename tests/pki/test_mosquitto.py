@@ -21,7 +21,8 @@ from secured import Secured
 from system import wait_until
 
 from fedclip_edge.cli.broker import _how_to_run
-from fedclip_edge.config import BrokerAddress, load_agent
+from fedclip_edge.config.agent import load_agent
+from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.errors import RefusedError
 from fedclip_edge.pki import mosquitto, site
 from fedclip_edge.transport import tls

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from fedclip_edge.config import load_agent
+from fedclip_edge.config.agent import load_agent
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.pki import enrolment, registry, site
 from fedclip_edge.pki.relocation import move_broker

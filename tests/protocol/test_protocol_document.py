@@ -12,7 +12,8 @@ import pytest
 from protocol_examples import PAGE, PARTS, names_in, rewritten
 from protocol_fields import CONSTANTS, FIELDS, MEANINGS, RULES
 
-from fedclip_edge.config import RunRules, read_table
+from fedclip_edge.config.fleet import RunRules
+from fedclip_edge.config.reading import read_table
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.protocol import messages, wire
 from fedclip_edge.protocol.hand_over import HandOver

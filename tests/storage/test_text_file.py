@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from signing_request import request
 
-from fedclip_edge.config import load_agent
+from fedclip_edge.config.agent import load_agent
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.exporting.inputs import read_class_names, read_encoder_file, read_prompts
 from fedclip_edge.exporting.recipe import read_recipe

@@ -9,7 +9,7 @@ import system
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedclip_edge.config import load_agent
+from fedclip_edge.config.agent import load_agent
 from fedclip_edge.errors import ConfigError
 
 NO_QUOTE = "a closing quote is missing"

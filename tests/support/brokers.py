@@ -15,7 +15,7 @@ from pathlib import Path
 
 from system import DEADLINE_S
 
-from fedclip_edge.config import BrokerAddress
+from fedclip_edge.config.broker import BrokerAddress
 
 MOSQUITTO = shutil.which("mosquitto", path=os.defpath + ":/usr/sbin:/usr/local/sbin")
 

@@ -15,7 +15,9 @@ from configuration_ranges import RANGES, Range
 from reference_markdown import any_of, prose
 
 from fedclip_edge.agent.trainer import allowed_methods
-from fedclip_edge.config import AgentConfig, FleetConfig, read_table
+from fedclip_edge.config.agent import AgentConfig
+from fedclip_edge.config.fleet import FleetConfig
+from fedclip_edge.config.reading import read_table
 from fedclip_edge.learning import methods, strategies
 
 FILES: Mapping[str, type[Any]] = {"fleet.toml": FleetConfig, "agent.toml": AgentConfig}

@@ -9,17 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fedclip_edge.config import (
-    AgentConfig,
-    BrokerAddress,
-    DataConfig,
-    EncoderConfig,
-    FleetConfig,
-    MetricsEndpoint,
-    RunRules,
-    RunSchedule,
-    Trainer,
-)
+from fedclip_edge.config.agent import AgentConfig, DataConfig, EncoderConfig
+from fedclip_edge.config.broker import BrokerAddress
+from fedclip_edge.config.fleet import FleetConfig, MetricsEndpoint, RunRules, RunSchedule, Trainer
 from fedclip_edge.learning.methods import (
     auto,
     clip_adapter,

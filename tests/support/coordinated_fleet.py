@@ -13,7 +13,7 @@ from in_memory import Fleet, features
 from opened import opened
 
 from fedclip_edge.agent.session import Session
-from fedclip_edge.config import RunRules
+from fedclip_edge.config.fleet import RunRules
 from fedclip_edge.coordinator.journal import open_journal
 from fedclip_edge.records import Plan, Role
 from fedclip_edge.transport.in_memory import InMemoryBroker

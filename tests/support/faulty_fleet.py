@@ -22,7 +22,7 @@ from link import Link, Seen
 from secured import Secured
 from system import wait_until
 
-from fedclip_edge.config import RunRules
+from fedclip_edge.config.fleet import RunRules
 from fedclip_edge.processes.children import Children, own_command
 from fedclip_edge.protocol.chunks import is_chunk
 from fedclip_edge.records import ClassTexts, Features

@@ -22,7 +22,7 @@ from faulty_fleet import AGENTS, COORDINATOR, HOLD_FILE, RULES, VICTIM, Fleet
 from link import Seen, Slow
 from noise import Noise
 
-from fedclip_edge.config import RunRules
+from fedclip_edge.config.fleet import RunRules
 from fedclip_edge.protocol.chunks import is_chunk
 
 Phase = Literal["idle", "download", "training", "upload", "aggregation", "vote"]

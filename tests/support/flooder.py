@@ -17,7 +17,7 @@ from pathlib import Path
 from capable import CAPABLE
 
 from fedclip_edge.agent.publisher import will
-from fedclip_edge.config import load_agent
+from fedclip_edge.config.agent import load_agent
 from fedclip_edge.protocol import wire
 from fedclip_edge.protocol.messages import Hello
 from fedclip_edge.protocol.signing import load_identity

@@ -17,7 +17,8 @@ from fedclip_edge.agent.publisher import will
 from fedclip_edge.agent.session import Session, start_session
 from fedclip_edge.agent.state_db import open_state_db
 from fedclip_edge.agent.trainer import LocalTrainer
-from fedclip_edge.config import AgentConfig, DataConfig, FleetConfig, RunRules
+from fedclip_edge.config.agent import AgentConfig, DataConfig
+from fedclip_edge.config.fleet import FleetConfig, RunRules
 from fedclip_edge.coordinator import coordinator, publisher, run_state
 from fedclip_edge.coordinator.journal import Journal, open_journal
 from fedclip_edge.coordinator.resume import resume_coordinator

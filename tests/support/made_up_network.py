@@ -40,7 +40,7 @@ from simulated_processes import (
 )
 
 from fedclip_edge.agent import session
-from fedclip_edge.config import RunRules
+from fedclip_edge.config.fleet import RunRules
 from fedclip_edge.coordinator import coordinator, run_state
 from fedclip_edge.coordinator.journal import Journal
 from fedclip_edge.coordinator.uploads import LEASE_S

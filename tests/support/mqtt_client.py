@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from system import DEADLINE_S
 
-from fedclip_edge.config import BrokerAddress
+from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.errors import LinkError
 from fedclip_edge.transport.base import (
     Connected,

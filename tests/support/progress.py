@@ -40,7 +40,7 @@ from broken_law import BrokenLawError
 
 from fedclip_edge.agent import handshake
 from fedclip_edge.agent.upload import REPEAT_S
-from fedclip_edge.config import RunRules
+from fedclip_edge.config.fleet import RunRules
 from fedclip_edge.coordinator.round_state import LEFT_OUT_AFTER
 from fedclip_edge.coordinator.uploads import LEASE_S
 

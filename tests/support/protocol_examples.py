@@ -27,7 +27,7 @@ from checkout import ROOT
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from protocol_fields import CONSTANTS, FIELDS, MEANINGS, RULES
 
-from fedclip_edge.config import RunRules
+from fedclip_edge.config.fleet import RunRules
 from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.pki.mosquitto import access_list
 from fedclip_edge.protocol import chunks, codec, messages, topics, wire

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from in_memory import ENCODER, class_texts, features
 
-from fedclip_edge.config import FleetConfig
+from fedclip_edge.config.fleet import FleetConfig
 from fedclip_edge.coordinator import run_state
 from fedclip_edge.coordinator.devices import Devices
 from fedclip_edge.coordinator.journal import open_journal

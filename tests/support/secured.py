@@ -14,7 +14,8 @@ from brokers import free_port, wait_until_served
 from socket_faults import Encryption
 from system import write_pictures
 
-from fedclip_edge.config import BrokerAddress, load_agent
+from fedclip_edge.config.agent import load_agent
+from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.pki import enrolment, site
 from fedclip_edge.pki.site import Folder
 from fedclip_edge.transport import tls

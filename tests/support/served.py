@@ -8,7 +8,7 @@ from typing import Any
 
 from in_memory import ENCODER, Fleet
 
-from fedclip_edge.config import FleetConfig, RunSchedule
+from fedclip_edge.config.fleet import FleetConfig, RunSchedule
 from fedclip_edge.coordinator import commands
 from fedclip_edge.coordinator.control import Request
 from fedclip_edge.coordinator.server import Basis, Server

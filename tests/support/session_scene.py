@@ -14,7 +14,7 @@ from opened import opened
 from fedclip_edge.agent.publisher import will
 from fedclip_edge.agent.session import start_session
 from fedclip_edge.agent.state_db import open_state_db
-from fedclip_edge.config import AgentConfig, DataConfig
+from fedclip_edge.config.agent import AgentConfig, DataConfig
 from fedclip_edge.learning import methods
 from fedclip_edge.protocol import chunks, signing, wire
 from fedclip_edge.protocol.messages import (

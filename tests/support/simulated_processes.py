@@ -22,7 +22,8 @@ from laws import Laws
 from fedclip_edge.agent import publisher as agent_publisher
 from fedclip_edge.agent import session
 from fedclip_edge.agent.state_db import StateDb, open_state_db
-from fedclip_edge.config import AgentConfig, DataConfig, FleetConfig
+from fedclip_edge.config.agent import AgentConfig, DataConfig
+from fedclip_edge.config.fleet import FleetConfig
 from fedclip_edge.coordinator import coordinator, publisher, run_state
 from fedclip_edge.coordinator.journal import Journal, open_journal
 from fedclip_edge.coordinator.journal_tables import Run

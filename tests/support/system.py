@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fedclip_edge.config import BrokerAddress
+from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.vision.bundle import Bundle
 
 # Reached only by a fault: on a machine with ten busy processes for each core, a command that loads

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fedclip_edge.config import EncoderConfig
+from fedclip_edge.config.agent import EncoderConfig
 from fedclip_edge.learning import methods
 from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.learning.method import LocalTask

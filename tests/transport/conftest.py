@@ -9,7 +9,7 @@ import pytest
 from brokers import StartMosquitto
 from system import DEADLINE_S
 
-from fedclip_edge.config import BrokerAddress
+from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.pki.mosquitto import access_list
 
 

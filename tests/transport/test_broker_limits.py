@@ -10,7 +10,7 @@ from brokers import StartMosquitto
 from mqtt_client import Proxy, connected, fill, next_of
 from system import wait_until
 
-from fedclip_edge.config import BrokerAddress
+from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.transport import mqtt_version
 from fedclip_edge.transport.base import Connected, Disconnected, reconnect_wait_s
 from fedclip_edge.transport.broker_limits import CLOSED, ENDS, SMALL_BYTES, LimitWatch

@@ -25,7 +25,7 @@ from mqtt_client import (
 from paho.mqtt.enums import CallbackAPIVersion
 from system import DEADLINE_S
 
-from fedclip_edge.config import BrokerAddress
+from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.errors import LinkError, RefusedError
 from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.transport import outbox

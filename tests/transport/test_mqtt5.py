@@ -20,7 +20,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from system import DEADLINE_S, Site, wait_until
 from without_mosquitto import no_mosquitto
 
-from fedclip_edge.config import BrokerAddress
+from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.errors import ConfigError, LinkError, RefusedError
 from fedclip_edge.processes.children import Children
 from fedclip_edge.protocol.topics import Topics

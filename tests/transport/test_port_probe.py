@@ -14,7 +14,7 @@ from mqtt_client import connected, next_of
 from secured import Secured
 from system import wait_until
 
-from fedclip_edge.config import BrokerAddress
+from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.errors import LinkError
 from fedclip_edge.transport.base import Connected, Disconnected
 from fedclip_edge.transport.mqtt import PahoTransport

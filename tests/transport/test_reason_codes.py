@@ -12,7 +12,7 @@ from mqtt_client import connected, login, next_of
 from system import DEADLINE_S, wait_until
 
 from fedclip_edge import log
-from fedclip_edge.config import BrokerAddress
+from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.errors import RefusedError
 from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.transport import reason_codes

@@ -23,7 +23,7 @@ from mqtt_client import connected, fill, next_of, until_end
 from secured import Secured
 from system import DEADLINE_S, wait_until
 
-from fedclip_edge.config import BrokerAddress
+from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.errors import ConfigError, LinkError, RefusedError
 from fedclip_edge.pki import authority, enrolment
 from fedclip_edge.protocol.topics import Topics

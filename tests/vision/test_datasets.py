@@ -14,7 +14,7 @@ from denied import needs_denial, without_root
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedclip_edge.config import DataConfig
+from fedclip_edge.config.agent import DataConfig
 from fedclip_edge.errors import DataError
 from fedclip_edge.vision.datasets import Dataset, Picture, Split, read_folder, split
 from fedclip_edge.vision.picture_files import LeftOut, Skipped

@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from fedclip_edge.config import EncoderConfig
+from fedclip_edge.config.agent import EncoderConfig
 from fedclip_edge.errors import BundleError, ConfigError
 from fedclip_edge.vision import encoder as encoders
 from fedclip_edge.vision import tensorrt
@@ -444,7 +444,7 @@ def test_the_runtime_files_nothing_about_this_machine(
 ) -> None:
     code = (
         "import sys; from pathlib import Path\n"
-        "from fedclip_edge.config import EncoderConfig\n"
+        "from fedclip_edge.config.agent import EncoderConfig\n"
         "from fedclip_edge.vision.bundle import read_bundle\n"
         "from fedclip_edge.vision.encoder import open_encoder\n"
         "open_encoder(read_bundle(Path(sys.argv[1])), EncoderConfig())"

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fedclip_edge.config import EncoderConfig
+from fedclip_edge.config.agent import EncoderConfig
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.vision import encoder
 from fedclip_edge.vision.bundle import Bundle

@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from fedclip_edge.config import EncoderConfig
+from fedclip_edge.config.agent import EncoderConfig
 from fedclip_edge.errors import BundleError, reason_of
 from fedclip_edge.vision.encoder import open_onnx
 from fedclip_edge.vision.onnx_faults import cause

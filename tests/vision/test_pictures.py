@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedclip_edge.config import read_table
+from fedclip_edge.config.reading import read_table
 from fedclip_edge.errors import ConfigError, DataError
 from fedclip_edge.exporting.torchvision_ops import declare_missing
 from fedclip_edge.vision import pictures

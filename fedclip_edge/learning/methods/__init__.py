@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from fedclip_edge.config import unknown
+from fedclip_edge.config.reading import unknown
 from fedclip_edge.errors import ConfigError, DataError
 from fedclip_edge.learning import gate, mixture, strategies
 from fedclip_edge.learning.method import LocalTask, Logits, Method, scores

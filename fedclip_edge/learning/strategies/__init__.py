@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from fedclip_edge.config import read_table, unknown
+from fedclip_edge.config.reading import read_table, unknown
 from fedclip_edge.learning.singles import Singles
 from fedclip_edge.learning.strategies import adaptive, fedavg, fedavgm, robust
 from fedclip_edge.learning.strategy import NoOptions, State, Strategy, Total

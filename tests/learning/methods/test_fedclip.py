@@ -21,7 +21,7 @@ from in_memory import ENCODER, Fleet, class_texts, nothing
 from opened import opened
 from torch import Tensor, nn
 
-from fedclip_edge.config import RunRules
+from fedclip_edge.config.fleet import RunRules
 from fedclip_edge.learning import methods
 from fedclip_edge.learning.local import training_seed
 from fedclip_edge.learning.method import LocalTask

@@ -16,7 +16,7 @@ from checkout import SHARED
 from in_memory import ENCODER, class_texts, nothing
 from torch import nn
 
-from fedclip_edge.config import EncoderConfig
+from fedclip_edge.config.agent import EncoderConfig
 from fedclip_edge.learning import methods
 from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.learning.local import training_seed

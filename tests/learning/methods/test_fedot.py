@@ -14,7 +14,7 @@ from opened import opened
 from torch import Tensor, nn
 
 from fedclip_edge import model_file
-from fedclip_edge.config import RunRules
+from fedclip_edge.config.fleet import RunRules
 from fedclip_edge.coordinator.model_lookup import find_model
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.learning import gate, methods

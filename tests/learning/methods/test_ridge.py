@@ -16,7 +16,7 @@ from in_memory import ENCODER, Fleet, class_texts, features, nothing
 from opened import opened
 
 from fedclip_edge import model_file
-from fedclip_edge.config import RunRules
+from fedclip_edge.config.fleet import RunRules
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.learning import methods, moments
 from fedclip_edge.learning.aggregation import ExactSum

@@ -12,7 +12,7 @@ from in_memory import Fleet, class_texts, features, nothing
 from opened import opened
 
 from fedclip_edge import model_file
-from fedclip_edge.config import RunRules
+from fedclip_edge.config.fleet import RunRules
 from fedclip_edge.coordinator.model_lookup import find_model
 from fedclip_edge.errors import ConfigError, DataError
 from fedclip_edge.learning import gate, methods

@@ -14,7 +14,7 @@ from in_memory import Fleet, features, nothing
 from opened import opened
 
 from fedclip_edge import model_file
-from fedclip_edge.config import RunRules
+from fedclip_edge.config.fleet import RunRules
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.learning import gate, methods
 from fedclip_edge.learning.aggregation import ExactSum

@@ -11,17 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedclip_edge.config import (
-    AgentConfig,
-    BrokerAddress,
-    DataConfig,
-    EncoderConfig,
-    FleetConfig,
-    RunRules,
-    load_agent,
-    load_fleet,
-    read_table,
-)
+from fedclip_edge.config.agent import AgentConfig, DataConfig, EncoderConfig, load_agent
+from fedclip_edge.config.broker import BrokerAddress
+from fedclip_edge.config.fleet import FleetConfig, RunRules, load_fleet
+from fedclip_edge.config.reading import read_table
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.records import Plan, Scalar
 from fedclip_edge.storage.toml_file import read_toml

@@ -1,0 +1,1 @@
+"""Settings from fleet.toml and agent.toml, as checked, frozen dataclasses."""

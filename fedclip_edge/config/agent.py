@@ -1,0 +1,117 @@
+"""Settings of a device: agent.toml.
+
+The dataclasses raise ValueError for a value out of range; `load_agent` raises ConfigError instead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from fedclip_edge.config.broker import BrokerAddress
+from fedclip_edge.config.reading import load, require
+from fedclip_edge.records import COORDINATOR, Role, check_domain, check_id, check_sha256
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Folder of a device's labelled pictures, and the shares of its split.
+
+    The hash of a file decides its side: training, validation or test.
+    """
+
+    folder: Path  # folder of the pictures, with one subfolder for each class
+    train: float = 0.6  # share of the pictures used for training
+    validation: float = 0.2  # share of the pictures used to choose between models
+    test: float = 0.2  # share of the pictures used to measure accuracy
+
+    def __post_init__(self) -> None:
+        shares = (self.train, self.validation, self.test)
+        require(
+            min(shares) >= 0 and abs(sum(shares) - 1) < 1e-6,
+            f"train, validation, test: expected shares of 0 or more that add up to 1, got {shares}",
+        )
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Settings for running the encoder on this box."""
+
+    # where ONNX Runtime runs the encoder; there is no fallback to another provider
+    provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"
+    threads: int = 1  # CPU threads of the encoder
+    batch_size: int = 8  # pictures encoded at once; 8 is fastest for ViT-B-32 on a CPU
+    engine_dir: Path | None = None  # folder of TensorRT engines; default: the user's cache folder
+
+    def __post_init__(self) -> None:
+        require(self.threads >= 1, f"threads: expected 1 or more, got {self.threads}")
+        require(self.batch_size >= 1, f"batch_size: expected 1 or more, got {self.batch_size}")
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """Content of agent.toml: the settings of one device."""
+
+    id: str  # name of the device, unique in the fleet: 1 to 64 of a-z, 0-9 and '-'
+    fleet: str  # name of the fleet, as in the coordinator's fleet.toml
+    data: DataConfig  # the device's pictures
+    state_dir: Path  # folder for the device's key, feature cache, predictions and personal model
+    domain: str = ""  # name of the place or style of the pictures, shown in reports
+    roles: tuple[Role, ...] = ("train", "evaluate")  # train, evaluate or both
+    # public key of the only coordinator to accept; empty: the key first seen in each run
+    coordinator_key: str = ""
+    # folder of the bundle, a copy of the coordinator's; None: the device fetches it
+    bundle: Path | None = None
+    export_key: str = ""  # public key whose bundles the device fetches; empty: it fetches none
+    # Four limits on what is sent; no plan of a coordinator lowers them.
+    min_per_class: int = 5  # nothing is sent of a class with fewer pictures
+    min_votes: int = 5  # the device votes with no fewer validation pictures
+    methods: tuple[str, ...] | None = None  # names of the methods that a plan may use; None: all
+    reports: bool = True  # false: the device evaluates for itself and sends no accuracy
+    metrics_file: Path | None = None  # for Prometheus' node_exporter, for example fedclip_edge.prom
+    broker: BrokerAddress = field(default_factory=BrokerAddress)  # MQTT broker and login
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)  # how the encoder runs here
+
+    def __post_init__(self) -> None:
+        check_id(self.fleet, "fleet")
+        check_id(self.id, "id")
+        check_domain(self.domain)
+        for name in ("coordinator_key", "export_key"):
+            if getattr(self, name):
+                check_sha256(getattr(self, name), name)
+        require(
+            self.bundle is not None or self.export_key != "",
+            "bundle: missing; without it a device needs export_key, to fetch the coordinator's bundle",
+        )
+        require(self.id != COORDINATOR, f"id: {COORDINATOR!r} is reserved; choose another id")
+        require(
+            len(self.roles) > 0, "roles: expected 'train', 'evaluate' or both, got an empty list"
+        )
+        require(
+            "train" not in self.roles or self.data.train > 0,
+            "roles: 'train' needs a share `train` above 0 in [data]",
+        )
+        require(
+            self.min_per_class >= 1, f"min_per_class: expected 1 or more, got {self.min_per_class}"
+        )
+        require(self.min_votes >= 1, f"min_votes: expected 1 or more, got {self.min_votes}")
+        require(
+            self.methods is None or len(self.methods) > 0,
+            "methods: expected at least one name, got an empty list; for a device that sends no "
+            "updates, write roles = ['evaluate'] and leave out methods",
+        )
+        require(
+            self.methods is None or len(set(self.methods)) == len(self.methods),
+            f"methods: expected different names, got {self.methods}",
+        )
+        require(
+            self.reports or "train" in self.roles,
+            "reports: false leaves a device without the role 'train' nothing to send; write "
+            "reports = true, or add 'train' to roles",
+        )
+
+
+def load_agent(path: Path) -> AgentConfig:
+    """Read agent.toml; raise ConfigError with the file, the key and what to write instead."""
+    return load(AgentConfig, path)
