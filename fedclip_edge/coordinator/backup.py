@@ -119,11 +119,11 @@ def _copy_journal(config: FleetConfig, target: Path) -> _Copied:
     target.chmod(stat.S_IMODE(config.journal.stat().st_mode))
     with contextlib.closing(open_journal(target)) as copied:
         copied.check()
-        run = copied.last_run()
+        run = copied.runs.last()
         if run is None:
             bundle = read_bundle(config.bundle)
             return _Copied(bundle.manifest.encoder_id, bundle.classes.digest)
-        closed = copied.rounds_closed(run.id)
+        closed = copied.rounds.closed(run.id)
     return _Copied(run.encoder_id, run.classes_digest, run.id, closed, exchanges(run.plan))
 
 

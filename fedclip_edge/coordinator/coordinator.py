@@ -440,7 +440,7 @@ class Coordinator:
         if report.round == run_state.model.round and report.model != run_state.version:
             raise PeerError(f"a report on another model than that of round {report.round}")
         check_possible(report)
-        run_state.journal.add_report(report)
+        run_state.journal.reports.add(report)
         self.devices.reports[device] = report.to_json()
         log.event("report", device=device, round=report.round, **report.accuracy)
         self.driver.handle(round_events.Reported(device, report.round), now)

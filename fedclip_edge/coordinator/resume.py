@@ -34,16 +34,16 @@ def resume_coordinator(
     classes. Raises JournalError if the journal cannot be read.
     """
     run, closed = run_state.run, run_state.model.round
-    course = run_state.journal.course(run.id)
+    course = run_state.journal.runs.course(run.id)
     rounds = len(run_state.upcoming.steps) if course.ends_after is None else course.ends_after
     phase: Phase = "gathering" if closed < rounds else "final"
     phase = "done" if course.is_over else phase
     journal = run_state.journal
     votes = run_state.upcoming.votes
     devices = Devices(
-        journal.keys(run.id),
-        reports=journal.newest_reports(run.id),
-        sent=journal.sent(run.id, votes),
+        journal.devices.keys(run.id),
+        reports=journal.reports.newest(run.id),
+        sent=journal.contributions.sent(run.id, votes),
     )
     admission = Admission(
         run,

@@ -114,7 +114,7 @@ class RoundDriver:
 
     def pause(self, now: float, *, paused: bool) -> None:
         """Open no further round, or open rounds again; `now` is monotonic, in seconds."""
-        self.run_state.journal.pause(self.run_state.run.id, paused=paused)
+        self.run_state.journal.runs.pause(self.run_state.run.id, paused=paused)
         self.handle(round_events.Pause(paused), now)
 
     def extend(self, rounds: int, now: float) -> None:
@@ -133,7 +133,7 @@ class RoundDriver:
         self.sync()
         if self.state.phase != "final":
             closed = self.run_state.model.round
-            self.run_state.journal.end_early(self.run_state.run.id, closed)
+            self.run_state.journal.runs.end_early(self.run_state.run.id, closed)
             self.receiver.uploads.release_all()
         self.handle(round_events.EndEarly(), now)
 
@@ -250,7 +250,7 @@ class RoundDriver:
             rounds=self.state.rounds,
             contributions=len(self.state.kept),
             cohort=len(self.state.cohort),
-            updates_bytes=self.run_state.journal.kept_bytes(run.id, closed),
+            updates_bytes=self.run_state.journal.contributions.kept_bytes(run.id, closed),
             model_bytes=self.run_state.blob.size_bytes,
             seconds=round(now - self._opened_at, 3),
         )

@@ -36,14 +36,14 @@ def summarise(
     holds no run or a device did not evaluate the last model.
     """
     with contextlib.closing(open_journal(stage.journal)) as journal:
-        run = journal.last_run()
+        run = journal.runs.last()
         if run is None:
             raise RunError(
                 f"the journal {stage.journal} holds no run; the logs in "
                 f"{stage.settings.out / 'logs'} show the reason"
             )
-        reports = list(journal.reported(run.id))
-        closed = journal.rounds_closed(run.id)
+        reports = list(journal.reports.as_json(run.id))
+        closed = journal.rounds.closed(run.id)
     bundle, settings = read_bundle(stage.bundle), stage.settings
     return {
         "version": __version__,

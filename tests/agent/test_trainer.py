@@ -211,7 +211,7 @@ def run_fleet(folder: Path, plan: Plan, data: dict[str, DeviceFeatures]) -> dict
         assert isinstance(session.learner, LocalTrainer)
         session.learner.data = its
     fleet.run()
-    reports = fleet.journal.reports(fleet.coordinator.run_state.run.id)
+    reports = fleet.journal.reports.all(fleet.coordinator.run_state.run.id)
     return {report.device: report for report in reports if report.round == plan.rounds}
 
 

@@ -17,6 +17,7 @@ from fedclip_edge.coordinator import round_driver, round_machine
 from fedclip_edge.coordinator.admission import Admission
 from fedclip_edge.coordinator.devices import Devices
 from fedclip_edge.coordinator.journal import Journal, open_journal
+from fedclip_edge.coordinator.journal_contributions import Contributions
 from fedclip_edge.coordinator.receiver import UnfitError
 from fedclip_edge.coordinator.round_driver import RoundDriver
 from fedclip_edge.coordinator.round_events import (
@@ -99,7 +100,7 @@ def test_it_is_on_disk_before_it_is_acknowledged(
     def full(*_arguments: object) -> None:
         raise DiskError("no space left")
 
-    monkeypatch.setattr(Journal, "keep", full)
+    monkeypatch.setattr(Contributions, "keep", full)
     with pytest.raises(DiskError):
         stage.upload(stage.desk.body())
     assert stage.heard() == [Want]
@@ -111,7 +112,7 @@ def on_disk(stage: Stage) -> list[str]:
     """The devices whose contribution another process would find after a kill now."""
     state = stage.desk.run_state
     other = open_journal(state.journal.path)
-    kept = list(other.kept(state.run.id, 1))
+    kept = list(other.contributions.kept(state.run.id, 1))
     other.close()
     return kept
 
