@@ -46,7 +46,7 @@ from fedclip_edge.coordinator.backup_file import (
 from fedclip_edge.coordinator.journal import open_journal
 from fedclip_edge.coordinator.journal_tables import SCHEMA
 from fedclip_edge.errors import ConfigError
-from fedclip_edge.learning.schedule import exchanges
+from fedclip_edge.learning.run_steps import exchanges
 from fedclip_edge.pki.site import Folder
 from fedclip_edge.storage import atomic
 from fedclip_edge.storage.text_file import read_text

@@ -27,7 +27,7 @@ from fedclip_edge.coordinator.server import Basis, Claim, Server, coordinate, re
 from fedclip_edge.coordinator.trainer import Trainer, start_trainer, trainer_id
 from fedclip_edge.errors import ConfigError, FedclipError, PeerError, RunError
 from fedclip_edge.learning import methods
-from fedclip_edge.learning.schedule import sends_moments
+from fedclip_edge.learning.run_steps import sends_moments
 from fedclip_edge.pki import registry
 from fedclip_edge.pki.expiry import DeviceExpiry, Expiry
 from fedclip_edge.pki.own_certificate import check_own_certificate

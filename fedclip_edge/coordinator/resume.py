@@ -5,6 +5,7 @@ from __future__ import annotations
 from fedclip_edge.config.fleet import FleetConfig
 from fedclip_edge.coordinator.admission import Admission
 from fedclip_edge.coordinator.coordinator import Coordinator
+from fedclip_edge.coordinator.device_messages import DeviceMessages
 from fedclip_edge.coordinator.devices import Devices
 from fedclip_edge.coordinator.publisher import Publisher
 from fedclip_edge.coordinator.receiver import Receiver
@@ -77,4 +78,5 @@ def resume_coordinator(
     driver = RoundDriver(
         state, run_state, publisher, receiver, admission, devices, finished=course.is_over
     )
-    return Coordinator(config, run_state, publisher, devices, admission, receiver, driver)
+    messages = DeviceMessages(run_state, publisher, devices, admission, receiver, driver)
+    return Coordinator(config, run_state, publisher, devices, admission, receiver, driver, messages)

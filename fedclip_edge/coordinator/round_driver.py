@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from fedclip_edge import log
-from fedclip_edge.coordinator import attendance, round_events, round_machine
+from fedclip_edge.coordinator import attendance, phase_open, round_events, round_machine
 from fedclip_edge.coordinator.admission import Admission
 from fedclip_edge.coordinator.devices import Devices
 from fedclip_edge.coordinator.journal_tables import LastContribution
@@ -213,7 +213,7 @@ class RoundDriver:
 
     def _abandon(self, action: round_events.Abandon, now: float) -> None:
         raise RunError(
-            f"round {self.state.round} reached no quorum in {round_machine.ATTEMPTS} attempts, and "
+            f"round {self.state.round} reached no quorum in {phase_open.ATTEMPTS} attempts, and "
             "the contributions of all training devices are refused; the last one: "
             f"{self._last_refusal}; change [plan], and add --new-run to `serve`"
         )

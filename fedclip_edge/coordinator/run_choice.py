@@ -26,7 +26,8 @@ from fedclip_edge.coordinator.journal_tables import ZERO_SHOT, Course, Origin, R
 from fedclip_edge.coordinator.run_state import master_model, stored_model
 from fedclip_edge.errors import ConfigError, PeerError
 from fedclip_edge.learning import methods
-from fedclip_edge.learning.schedule import Schedule, exchanges
+from fedclip_edge.learning.run_steps import exchanges
+from fedclip_edge.learning.schedule import Schedule
 from fedclip_edge.learning.strategy import State
 from fedclip_edge.records import ClassTexts, Model, Plan
 

@@ -15,7 +15,7 @@ from typing import Any
 from fedclip_edge.coordinator.journal import Journal
 from fedclip_edge.coordinator.journal_tables import Run
 from fedclip_edge.coordinator.run_report import vote_of
-from fedclip_edge.learning.schedule import steps
+from fedclip_edge.learning.run_steps import steps
 from fedclip_edge.reporting.tracking import Figure, Tracked
 
 # Of a report (protocol/report.py), under their names here.

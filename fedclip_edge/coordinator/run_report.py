@@ -22,7 +22,7 @@ from fedclip_edge.coordinator.journal import Journal
 from fedclip_edge.coordinator.journal_tables import Run
 from fedclip_edge.errors import BundleError
 from fedclip_edge.learning import ballot, methods
-from fedclip_edge.learning.schedule import exchanges, has_vote, steps
+from fedclip_edge.learning.run_steps import exchanges, has_vote, steps
 from fedclip_edge.reporting.run_figures import Reported, Summary, device_figures, mean, pairs
 from fedclip_edge.storage import atomic
 from fedclip_edge.vision.bundle import Bundle

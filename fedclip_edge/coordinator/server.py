@@ -32,7 +32,8 @@ from fedclip_edge.coordinator.run_choice import next_run
 from fedclip_edge.coordinator.run_schedule import cause_to_start, count_new, due_at
 from fedclip_edge.coordinator.run_state import open_run_state
 from fedclip_edge.errors import BundleError, ConfigError
-from fedclip_edge.learning.schedule import Schedule, exchanges
+from fedclip_edge.learning.run_steps import exchanges
+from fedclip_edge.learning.schedule import Schedule
 from fedclip_edge.pki.registry import Registry
 from fedclip_edge.protocol.signing import Identity
 from fedclip_edge.records import ClassTexts

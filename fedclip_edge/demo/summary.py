@@ -17,7 +17,7 @@ from fedclip_edge import __version__
 from fedclip_edge.coordinator.journal import open_journal
 from fedclip_edge.demo.stage import Device, Stage
 from fedclip_edge.errors import RunError
-from fedclip_edge.learning.schedule import exchanges, has_vote
+from fedclip_edge.learning.run_steps import exchanges, has_vote
 from fedclip_edge.reporting.run_figures import Reported, Summary, device_figures
 from fedclip_edge.storage import atomic
 from fedclip_edge.vision.bundle import read_bundle

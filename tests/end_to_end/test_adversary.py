@@ -26,8 +26,9 @@ from simulated_processes import SimulatedProcess
 from fedclip_edge.agent.session import Session
 from fedclip_edge.agent.state_db import PendingUpdate, RunPosition, StateDb
 from fedclip_edge.agent.upload import Upload
-from fedclip_edge.coordinator import round_events, round_machine
+from fedclip_edge.coordinator import phase_gathering, round_events, round_machine
 from fedclip_edge.coordinator.coordinator import Coordinator
+from fedclip_edge.coordinator.device_messages import DeviceMessages
 from fedclip_edge.coordinator.journal_contributions import Contributions
 from fedclip_edge.coordinator.journal_file import JournalFile
 from fedclip_edge.coordinator.journal_rounds import Rounds
@@ -255,7 +256,7 @@ def listens_on(self: Coordinator, *, anew: bool = False) -> None:
     pass
 
 
-def stays_below(self: Coordinator, *_: object) -> None:
+def stays_below(self: DeviceMessages, *_: object) -> None:
     pass
 
 
@@ -370,7 +371,7 @@ BUGS: dict[str, tuple[str, Bug, int]] = {
         100,
     ),
     "stays below the epoch that its devices have heard of": (
-        "ends progress", replaced((Coordinator, "_raise_epoch", stays_below)), 200
+        "ends progress", replaced((DeviceMessages, "_raise_epoch", stays_below)), 200
     ),
     "gives no chunk of a model again": (
         "ends progress", replaced((Publisher, "send_wanted", gives_no_chunk_again)), 200
@@ -388,7 +389,7 @@ BUGS: dict[str, tuple[str, Bug, int]] = {
     "never stops waiting in gathering": (
         "progress",
         replaced(
-            (round_machine, "_miss_gathering", waits_on), (habits, "leavers", all_but_one)
+            (phase_gathering, "_miss_gathering", waits_on), (habits, "leavers", all_but_one)
         ),
         100,
     ),

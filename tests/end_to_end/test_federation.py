@@ -19,7 +19,7 @@ from fedclip_edge.config.fleet import RunRules
 from fedclip_edge.errors import DiskError
 from fedclip_edge.learning import local, methods, mixture
 from fedclip_edge.learning.methods import zeroshot
-from fedclip_edge.learning.schedule import exchanges
+from fedclip_edge.learning.run_steps import exchanges
 from fedclip_edge.protocol import wire
 from fedclip_edge.records import Features, Model, Plan
 from fedclip_edge.simulating.federation import Round, federate

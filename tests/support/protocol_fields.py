@@ -20,9 +20,11 @@ from fedclip_edge.agent import (
 from fedclip_edge.coordinator import (
     attendance,
     coordinator,
+    device_messages,
     devices,
+    phase_open,
     process,
-    round_machine,
+    reminders,
     round_state,
     uploads,
 )
@@ -429,11 +431,11 @@ CONSTANTS: Mapping[str, tuple[object, str]] = {
     ),
     "LEASE_S": (uploads.LEASE_S, "without a new chunk, before a device loses its upload slot"),
     "REMIND_S": (
-        round_machine.REMIND_S,
+        reminders.REMIND_S,
         "before a silent device gets the manifest again; then at 2, 4, 8, ... times that",
     ),
     "ATTEMPTS": (
-        round_machine.ATTEMPTS,
+        phase_open.ATTEMPTS,
         "attempts at a round before the coordinator stops, if every contribution is refused",
     ),
     "PAUSE_S": (
@@ -451,7 +453,7 @@ CONSTANTS: Mapping[str, tuple[object, str]] = {
         attendance.STEADY_DEADLINES,
         "deadlines within which a device goes away twice to be unsteady",
     ),
-    "EPOCHS_AT_ONCE": (coordinator._EPOCHS_AT_ONCE, "largest rise of the epoch by one hello"),
+    "EPOCHS_AT_ONCE": (device_messages._EPOCHS_AT_ONCE, "largest rise of the epoch by one hello"),
     "LISTEN_S": (process._LISTEN_S, "time that a starting coordinator listens for another one"),
     "ALONE_S": (handshake._ALONE_S, "longest wait between hellos without a coordinator"),
     "ALONE_HELLOS": (
