@@ -16,7 +16,8 @@ from fedclip_edge.coordinator.devices import Devices
 from fedclip_edge.coordinator.journal import Journal
 from fedclip_edge.coordinator.journal_tables import Run
 from fedclip_edge.pki.registry import Registry
-from fedclip_edge.protocol.messages import MAX_CLASSES, Hello, Refused
+from fedclip_edge.protocol.message_parts import MAX_CLASSES
+from fedclip_edge.protocol.messages import Hello, Refused
 
 # A refusal with the names of the classes stays about as small as a manifest.
 _NAMES_BYTES = 4096

@@ -32,7 +32,7 @@ from fedclip_edge.learning.schedule import Schedule
 from fedclip_edge.learning.strategy import State, Total
 from fedclip_edge.protocol import wire
 from fedclip_edge.protocol.exchange import open_exchange
-from fedclip_edge.protocol.messages import Blob, Exchange
+from fedclip_edge.protocol.message_parts import Blob, Exchange
 from fedclip_edge.records import (
     Codec,
     Contribution,

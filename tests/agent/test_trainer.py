@@ -31,7 +31,7 @@ from fedclip_edge.learning.method import LocalTask
 from fedclip_edge.learning.methods import zeroshot
 from fedclip_edge.learning.unknown import Rule, with_rule
 from fedclip_edge.protocol.codec import CODECS
-from fedclip_edge.protocol.messages import Capabilities, Pictures
+from fedclip_edge.protocol.message_parts import Capabilities, Pictures
 from fedclip_edge.protocol.report import Report
 from fedclip_edge.records import (
     Features,

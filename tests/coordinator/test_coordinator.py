@@ -48,12 +48,10 @@ from fedclip_edge.learning import methods
 from fedclip_edge.pki.registry import Device, Registry
 from fedclip_edge.protocol import chunks, signing, wire
 from fedclip_edge.protocol.cohort import cohort_hash
+from fedclip_edge.protocol.message_parts import CHUNK_BYTES, Blob, Encoding
 from fedclip_edge.protocol.messages import (
-    CHUNK_BYTES,
-    Blob,
     CoordinatorState,
     DeviceState,
-    Encoding,
     Hello,
     Kept,
     Manifest,

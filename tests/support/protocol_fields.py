@@ -29,22 +29,24 @@ from fedclip_edge.coordinator import (
     uploads,
 )
 from fedclip_edge.learning import aggregation
-from fedclip_edge.protocol import chunks, codec, messages, topics, wire
+from fedclip_edge.protocol import chunks, codec, message_parts, messages, topics, wire
 from fedclip_edge.protocol.hand_over import HandOver
-from fedclip_edge.protocol.messages import (
+from fedclip_edge.protocol.message_parts import (
     CHUNK_BYTES,
     Address,
     Blob,
     Capabilities,
-    CoordinatorState,
-    DeviceState,
     Encoding,
     Exchange,
+    Pictures,
+)
+from fedclip_edge.protocol.messages import (
+    CoordinatorState,
+    DeviceState,
     Hello,
     Kept,
     Manifest,
     Offer,
-    Pictures,
     Refused,
     Want,
 )
@@ -52,7 +54,7 @@ from fedclip_edge.protocol.report import Report
 from fedclip_edge.records import Plan
 from fedclip_edge.transport import base, inbox, outbox
 
-_COUNT = messages._MAX_COUNT
+_COUNT = message_parts.MAX_COUNT
 _SHA = "a" * 64
 
 # name -> its text, accepted values, refused values

@@ -34,7 +34,8 @@ from fedclip_edge.errors import PeerError
 from fedclip_edge.learning import ballot
 from fedclip_edge.pki.registry import Device, Registry
 from fedclip_edge.protocol import wire
-from fedclip_edge.protocol.messages import CoordinatorState, Manifest, Pictures
+from fedclip_edge.protocol.message_parts import Pictures
+from fedclip_edge.protocol.messages import CoordinatorState, Manifest
 from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.records import COORDINATOR, Model, Plan, Update
 from fedclip_edge.transport.in_memory import InMemoryTransport
