@@ -1,25 +1,14 @@
 """Removal of a device from the journal, and from the models that were made with it.
 
-A closed-form model follows from exact sums, so it can be computed again without one of them. The
-answers to a vote are answers to one ballot. If the removal changes the ballot, they no longer count
-and the devices vote again. Of a run that cannot be continued, because a later one has begun, the
-default candidate is taken instead.
-
 Laws:
-- Given the same contributions and answers of the other devices, the run's models are those of a
-  fleet that never had the device, byte for byte.
-- A contribution counts only in the exchange that it was made for: the hash of the exchange is in
-  it.
 - Nothing is changed, or everything is: all writes to the journal are one transaction. What follows
   it, the model files and the erasing of free pages, is done again if `forget` is called again.
-- A model that is trained in rounds is never computed again: every later update depends on it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import difflib
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,14 +16,12 @@ from typing import Any
 
 from fedclip_edge import model_file
 from fedclip_edge.config.fleet import FleetConfig
-from fedclip_edge.coordinator import removal, retention
+from fedclip_edge.coordinator import recomputation, removal
 from fedclip_edge.coordinator.journal import Journal, open_journal
 from fedclip_edge.coordinator.journal_tables import ZERO_SHOT, Run
-from fedclip_edge.coordinator.run_state import RunState, open_run_state, stored_model
+from fedclip_edge.coordinator.run_state import open_run_state
 from fedclip_edge.coordinator.server import Basis, read_basis
 from fedclip_edge.errors import ConfigError, JournalError
-from fedclip_edge.learning.schedule import Schedule
-from fedclip_edge.protocol import wire
 from fedclip_edge.storage.sqlite import Connection
 
 
@@ -48,24 +35,13 @@ class Choices:
 
 
 @dataclass(frozen=True)
-class Solved:
-    """A run whose models were computed again."""
-
-    run: str
-    devices: int  # whose contributions count in it now
-    closed: int
-    exchanges: int
-    is_open: bool  # the devices have to vote again, or to contribute again
-
-
-@dataclass(frozen=True)
 class Forgotten:
     """The result of `forget`; runs are ids, oldest first."""
 
     device: str
     contributions: int  # deleted
     reports: int  # deleted
-    solved: tuple[Solved, ...]
+    solved: tuple[recomputation.Solved, ...]
     emptied: tuple[str, ...]  # runs whose models are deleted
     # Runs whose models still contain the device, and why; no reason if it was removed before.
     remaining: tuple[tuple[str, str], ...]
@@ -137,11 +113,21 @@ def forget(journal: Journal, device: str, basis: Basis, choices: Choices) -> For
         solved, emptied = [], []
         for run, its in found.runs.items():
             if run in found.stuck and choices.delete_models:
-                _empty(journal, database, its, basis)
+                recomputation.empty_run(journal, database, its, basis)
                 emptied.append(run)
             elif run in found.firsts and run not in found.stuck:
                 first = found.firsts[run]
-                solved.append(_solve_again(journal, database, its, first, basis, choices))
+                solved.append(
+                    recomputation.solve_again(
+                        journal,
+                        database,
+                        its,
+                        first,
+                        basis,
+                        quorum=choices.quorum,
+                        without_vote=choices.without_vote,
+                    )
+                )
         journal.next_epoch()
     remaining = [(run, why) for run, why in found.stuck.items() if run not in emptied]
     changed = {*found.marked, *found.touched} - dict(remaining).keys()
@@ -183,7 +169,7 @@ def _find(
     for run, its in runs.items():
         origin = journal.runs.course(run).started_from
         if run in firsts and (
-            reason := _hindrance(journal, database, its, firsts[run], device, basis)
+            reason := recomputation.hindrance(journal, database, its, firsts[run], device, basis)
         ):
             stuck[run] = reason
         elif origin in stuck:
@@ -195,138 +181,6 @@ def _find(
     if stuck.get(current) and touched and not choices.delete_models:
         raise _refusal(device, current, stuck[current])
     return _Found(runs, {*touched, *stuck}, marked, firsts, stuck)
-
-
-def _hindrance(
-    journal: Journal,
-    database: Connection,
-    run: Run,
-    first: int,
-    device: str,
-    basis: Basis,
-) -> str | None:
-    """Say why the models of a run cannot be computed again; None if they can."""
-    schedule = _schedule(basis, run)
-    if schedule is None:
-        return "it was made with another bundle than the one in fleet.toml"
-    origin = journal.runs.course(run.id).started_from
-    if origin != ZERO_SHOT and not any(n < first for n in journal.rounds.whole(run.id)):
-        return f"the model of {origin}, from which it started, is no longer in the journal"
-    base = _base(journal, run, first)
-    rounds = [
-        closed
-        for closed in range(base, journal.rounds.closed(run.id))
-        if schedule.steps[closed].kind != "vote"
-    ]
-    for closed in rounds:
-        if not schedule.is_of_moments(closed):
-            return f"{run.plan.method} is trained in rounds, and " + (
-                "every later update was made from a model with its contributions"
-                if closed + 1 >= first
-                else "the model before its first contribution is no longer in the journal"
-            )
-    for closed in rounds:
-        gone = removal.without_payload(database, run.id, closed + 1, device)
-        if gone:
-            names = ", ".join(gone[:3]) + (", ..." if len(gone) > 3 else "")
-            return (
-                f"the contributions of other devices to it ({names}) are no longer in the journal: "
-                "a later run replaced them, or keep_sums_mb is too small"
-            )
-    return None
-
-
-def _schedule(basis: Basis, run: Run) -> Schedule | None:
-    """The exchanges of a run; None if it has another encoder or other classes."""
-    if (run.encoder_id, run.classes_digest) != (basis.encoder_id, basis.classes.digest):
-        return None
-    return Schedule(run.plan, basis.classes, basis.dim)
-
-
-def _base(journal: Journal, run: Run, first: int) -> int:
-    """The number of exchanges after which computing the run again begins."""
-    return max((n for n in journal.rounds.whole(run.id) if n < first), default=0)
-
-
-def _solve_again(
-    journal: Journal,
-    database: Connection,
-    run: Run,
-    first: int,
-    basis: Basis,
-    choices: Choices,
-) -> Solved:
-    """Compute the models of a run again, from the contributions that are left in the journal."""
-    schedule = _schedule(basis, run)
-    assert schedule is not None
-    exchanges, closed = len(schedule.steps), journal.rounds.closed(run.id)
-    course, newest = journal.runs.course(run.id), journal.runs.last()
-    # A run that was ended by the operator, or that a later one follows, is not continued.
-    is_whole = course.state == "done" and closed == exchanges
-    continues = newest == run and (not course.is_over or is_whole)
-    base = _base(journal, run, first)
-    _go_back(journal, database, run, base, schedule)
-    removal.reopen(database, run.id)
-    devices = removal.devices_in(database, run.id)
-    state = open_run_state(run, journal, schedule)
-    while state.model.round < closed:
-        number, votes = state.model.round + 1, len(state.kept())
-        if schedule.steps[number - 1].kind == "vote":
-            if continues and not choices.without_vote:
-                break
-            state.close_round(decided=votes >= max(1, math.ceil(choices.quorum * len(devices))))
-        else:
-            lasts = journal.contributions.counted_last(run.id, number)
-            if not votes and not lasts:
-                break
-            removal.remove_counted(database, run.id, number)
-            state.close_round(lasts=lasts)
-        if not _are_answers(journal, database, state):
-            removal.remove_answers(database, run.id, number)
-        state = open_run_state(run, journal, schedule)
-    if base == 0:  # only contributions that are in the journal are in the models now
-        removal.empty_run(database, run.id)
-    is_open = continues and state.model.round < exchanges
-    if not is_open and course.is_over:
-        removal.end_again(database, run.id, course)
-        retention.end_run(database, run.id)
-    elif not is_open:
-        journal.runs.finish(run.id)
-    return Solved(run.id, len(devices), state.model.round, exchanges, is_open)
-
-
-def _are_answers(journal: Journal, database: Connection, state: RunState) -> bool:
-    """Return whether the contributions to the next exchange are answers to it, and all there."""
-    number = state.model.round + 1
-    if removal.without_payload(database, state.run.id, number, ""):
-        return False
-    codec, layout = state.run.plan.codec_up, state.layout
-    for _, payload in journal.contributions.payloads(state.run.id, number):
-        made = wire.unpack_contribution(payload, codec, layout.delta, layout.sums)
-        return made.exchange == state.exchange.sha256  # all were made for one exchange
-    return True
-
-
-def _go_back(
-    journal: Journal, database: Connection, run: Run, round: int, schedule: Schedule
-) -> None:
-    """Delete the models after an exchange; make the initial one again if it is not there."""
-    removal.remove_models(database, run.id, round)
-    if not journal.rounds.whole(run.id):
-        removal.remove_models(database, run.id, -1)
-        journal.rounds.add_model(run.id, stored_model(schedule.initial(), {}, run.plan))
-
-
-def _empty(journal: Journal, database: Connection, run: Run, basis: Basis) -> None:
-    """Delete all models of a run but the initial one; the run ends with it."""
-    schedule = _schedule(basis, run)
-    if schedule is None:
-        removal.delete_run(database, run.id)
-        return
-    _go_back(journal, database, run, 0, schedule)
-    removal.empty_run(database, run.id)
-    if not journal.runs.course(run.id).is_over:
-        journal.runs.finish(run.id, abandoned=True)
 
 
 def _update_files(
@@ -342,7 +196,7 @@ def _update_files(
         path = model_file.path_of(journal.path, run)
         if not path.exists():
             continue
-        schedule = _schedule(basis, runs[run])
+        schedule = recomputation.schedule_of(basis, runs[run])
         is_done = (
             run in left and journal.runs.course(run).is_over and journal.rounds.closed(run) > 0
         )

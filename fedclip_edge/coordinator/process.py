@@ -1,16 +1,9 @@
-"""The process of `fedclip-edge serve`: a server with its broker, clock, socket and trainer.
-
-Law: two coordinators never serve one fleet. Before it sends anything, a new coordinator listens for
-the retained state of another one. It takes over only if the other one is offline or the operator
-asks for it (`take_over`), and always with a higher epoch.
-"""
+"""The process of `fedclip-edge serve`: a server with its broker, clock, socket and trainer."""
 
 from __future__ import annotations
 
 import contextlib
 import gc
-import secrets
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,32 +11,24 @@ from pathlib import Path
 
 from fedclip_edge import log
 from fedclip_edge.config.fleet import FleetConfig, load_fleet
-from fedclip_edge.coordinator import commands, control, coordinator, publisher
-from fedclip_edge.coordinator.journal import Journal, open_journal
-from fedclip_edge.coordinator.journal_tables import Run
+from fedclip_edge.coordinator import commands, control, coordinator, registry_watch
+from fedclip_edge.coordinator.fleet_claim import claim_fleet
+from fedclip_edge.coordinator.journal import open_journal
 from fedclip_edge.coordinator.monitor import Monitor, monitored
 from fedclip_edge.coordinator.run_choice import choose_run
-from fedclip_edge.coordinator.server import Basis, Claim, Server, coordinate, read_basis
+from fedclip_edge.coordinator.server import Basis, Server, coordinate, read_basis
 from fedclip_edge.coordinator.trainer import Trainer, start_trainer, trainer_id
-from fedclip_edge.errors import ConfigError, FedclipError, PeerError, RunError
+from fedclip_edge.errors import ConfigError, RunError
 from fedclip_edge.learning import methods
 from fedclip_edge.learning.run_steps import sends_moments
-from fedclip_edge.pki import registry
 from fedclip_edge.pki.expiry import DeviceExpiry, Expiry
 from fedclip_edge.pki.own_certificate import check_own_certificate
 from fedclip_edge.processes.children import Children
 from fedclip_edge.processes.systemd import SYSTEMD
-from fedclip_edge.protocol import signing, wire
-from fedclip_edge.protocol.messages import CoordinatorState
-from fedclip_edge.protocol.refusals import Refusals
-from fedclip_edge.protocol.topics import Topics
+from fedclip_edge.protocol import signing
 from fedclip_edge.records import COORDINATOR
-from fedclip_edge.transport import base, mqtt
-from fedclip_edge.transport.disconnect import disconnect_client
 from fedclip_edge.vision.bundle import read_bundle
 
-_LISTEN_S = 0.5
-_FIRST_CONNECTION_S = 10.0
 _TICK_S = 0.2
 # The coordinator's certificate expires together with the authority that signed it (authority.py).
 _NEW_AUTHORITY = (
@@ -93,7 +78,7 @@ def serve(
     round; ModuleNotFoundError if metrics are wanted and prometheus-client is not installed.
     """
     check_own_certificate(config.broker.certificate, COORDINATOR, config.fleet)
-    enrolled = _read_registry(config)
+    enrolled = registry_watch.read_registry(config)
     read_bundle(config.bundle)  # before anything is made for a bundle that cannot be used
     device = trainer_id(config)
     invited = frozenset(() if device is None else (device,))
@@ -119,8 +104,8 @@ def serve(
             once=once,
         )
         me = signing.load_identity(config.broker.key, config.journal.with_suffix(".key"))
-        _check_own_key(config, enrolled, me)
-        claim = _claim(config, chosen.run, journal, me, take_over=take_over)
+        registry_watch.check_own_key(config, enrolled, me)
+        claim = claim_fleet(config, chosen.run, journal, me, take_over=take_over)
         closing.callback(claim.link.close)
         run = chosen.begin()
         if from_round is not None:
@@ -171,7 +156,7 @@ def _loop(
     broker = server.config.broker
     expiries = [Expiry(path, _NEW_AUTHORITY) for path in (broker.certificate, broker.ca)]
     device_expiry = DeviceExpiry()
-    changed_at = _changed_at(server.config)
+    changed_at = registry_watch.changed_at(server.config)
     transport = server.coordinator.publisher.transport
     event = None
     while not (once and server.coordinator.finished):
@@ -189,8 +174,8 @@ def _loop(
             for expiry in expiries:
                 expiry.look(now)
             device_expiry.look(now, server.coordinator.admission.registry)
-            if changed_at != (changed_at := _changed_at(server.config)):
-                _admit(server.coordinator, now)
+            if changed_at != (changed_at := registry_watch.changed_at(server.config)):
+                registry_watch.read_again(server.coordinator, now)
             server.coordinator.tick(now)
             if monitor is not None:
                 monitor.look(server.coordinator, now)
@@ -230,120 +215,3 @@ def _status(serving: coordinator.Coordinator) -> str:
         f"{rounds.run}: {'over' if rounds.phase == 'done' else where}, "
         f"{online} device{'' if online == 1 else 's'} online"
     )
-
-
-def _read_registry(config: FleetConfig) -> registry.Registry | None:
-    """The registry that the configuration names, if any.
-
-    Raises ConfigError if it cannot be read, or belongs to another fleet.
-    """
-    if config.registry is None:
-        return None
-    enrolled = registry.read(config.registry)
-    if enrolled.fleet != config.fleet:
-        raise ConfigError(
-            f"{config.registry} is the registry of the fleet {enrolled.fleet!r}, not of "
-            f"{config.fleet!r}; correct 'fleet' or 'registry' in fleet.toml"
-        )
-    return enrolled
-
-
-def _check_own_key(
-    config: FleetConfig, enrolled: registry.Registry | None, me: signing.Identity
-) -> None:
-    """Raise ConfigError if the registry names another key for the coordinator.
-
-    Devices would refuse every message, and say only that a signature is wrong.
-    """
-    if enrolled is not None and config.broker.key is not None and enrolled.coordinator != me.key:
-        raise ConfigError(
-            f"{config.broker.key} is not the key that {config.registry} names for the coordinator; "
-            "copy coordinator.key, coordinator.crt and devices.json together from the operator's "
-            "folder, or run `fedclip-edge broker rotate` there again if it was interrupted"
-        )
-
-
-def _changed_at(config: FleetConfig) -> int:
-    """Modification time of the registry in nanoseconds; 0 if it cannot be read."""
-    try:
-        return 0 if config.registry is None else config.registry.stat().st_mtime_ns
-    except OSError:
-        return 0
-
-
-def _admit(serving: coordinator.Coordinator, now: float) -> None:
-    """Read the registry again, and disconnect the devices that it no longer admits."""
-    config = serving.config
-    try:
-        enrolled = _read_registry(config)
-        assert enrolled is not None
-        out = serving.apply_registry(enrolled, now)
-    except ConfigError as error:
-        log.event("registry_not_read", reason=str(error))  # the registry read before is still used
-        return
-    for device, incarnation in out.items():
-        client = base.device_client(config.fleet, device, incarnation)
-        threading.Thread(target=_disconnect_client, args=(config, client), daemon=True).start()
-
-
-def _disconnect_client(config: FleetConfig, client: str) -> None:
-    try:
-        disconnect_client(config.broker, client)
-    except FedclipError as error:
-        log.event("client_not_disconnected", client=client, reason=str(error))
-
-
-def _claim(
-    config: FleetConfig, run: Run, journal: Journal, me: signing.Identity, *, take_over: bool
-) -> Claim:
-    heard = 0
-    while True:
-        # A claim stops any other process that writes to this journal. So the epoch is claimed only
-        # after listening for another coordinator.
-        epoch = max(journal.epoch, heard) + 1
-        incarnation = secrets.token_hex(8)
-        gone = CoordinatorState(incarnation, epoch, run.id, online=False, key=me.key)
-        topics = Topics(config.fleet)
-        link = mqtt.PahoTransport(
-            config.broker,
-            base.coordinator_client(),
-            topics.for_coordinator(),
-            publisher.will(config.fleet, gone, me),
-            topics.owner,
-        )
-        link.connect(_FIRST_CONNECTION_S)
-        other = _listen(config, link, me)
-        if other is not None and other.online and not take_over:
-            link.close()
-            raise ConfigError(
-                f"another coordinator is online for fleet {config.fleet} (epoch {other.epoch}); "
-                "stop it, or add --take-over if you know that it is dead"
-            )
-        heard = heard if other is None else max(heard, other.epoch)
-        if heard < epoch and journal.next_epoch(above=heard) == epoch:
-            return Claim(link, incarnation, epoch)
-        link.close()
-
-
-def _listen(
-    config: FleetConfig, link: mqtt.PahoTransport, me: signing.Identity
-) -> CoordinatorState | None:
-    """Listen for _LISTEN_S seconds; return another coordinator's newest state, or None.
-
-    Coordinators of an enrolled fleet share one key; states signed with another key are refused.
-    """
-    topic = Topics(config.fleet).coordinator_state
-    deadline, newest, refusals = time.monotonic() + _LISTEN_S, None, Refusals()
-    while (left_s := deadline - time.monotonic()) > 0:
-        event = link.next_event(left_s)
-        if not isinstance(event, base.Received) or event.topic != topic:
-            continue
-        try:
-            signed = wire.unpack_control(event.topic, event.payload)
-            if isinstance(signed.message, CoordinatorState) and signed.sender == COORDINATOR:
-                signed.check(signed.message.key if config.registry is None else me.key)
-                newest = signed.message
-        except PeerError as error:
-            if refusals.add("", topic, str(error), time.monotonic()) is not None:
-                log.event("message_refused", topic=topic, reason=str(error))
-    return newest

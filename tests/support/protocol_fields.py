@@ -22,8 +22,8 @@ from fedclip_edge.coordinator import (
     coordinator,
     device_messages,
     devices,
+    fleet_claim,
     phase_open,
-    process,
     reminders,
     round_state,
     uploads,
@@ -456,7 +456,7 @@ CONSTANTS: Mapping[str, tuple[object, str]] = {
         "deadlines within which a device goes away twice to be unsteady",
     ),
     "EPOCHS_AT_ONCE": (device_messages._EPOCHS_AT_ONCE, "largest rise of the epoch by one hello"),
-    "LISTEN_S": (process._LISTEN_S, "time that a starting coordinator listens for another one"),
+    "LISTEN_S": (fleet_claim._LISTEN_S, "time that a starting coordinator listens for another one"),
     "ALONE_S": (handshake._ALONE_S, "longest wait between hellos without a coordinator"),
     "ALONE_HELLOS": (
         handshake._ALONE_HELLOS,
