@@ -7,6 +7,7 @@ import gzip
 import itertools
 import json
 import os
+import re
 import signal
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +21,7 @@ import pytest
 from brokers import MOSQUITTO, Mosquitto, StartMosquitto, free_port, wait_until_served
 from onnx import TensorProto, helper, numpy_helper
 from opened import UNTIL_THE_TEST_ENDS
+from system import Site
 
 from fedclip_edge.config.agent import EncoderConfig
 from fedclip_edge.config.broker import BrokerAddress
@@ -236,3 +238,13 @@ def trained(random_bundle: Bundle, pictures: Path) -> TrainedModel:
     from trained_run import train
 
     return train(random_bundle, pictures)
+
+
+@pytest.fixture
+def site(
+    tmp_path: Path, random_bundle: Bundle, mosquitto: BrokerAddress, request: pytest.FixtureRequest
+) -> Iterator[Site]:
+    """A folder with a fleet of its own on the shared broker, named after the test."""
+    fleet = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())[:60].strip("-")
+    with Site(tmp_path, random_bundle, mosquitto, fleet) as made:
+        yield made

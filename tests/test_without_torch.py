@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,6 @@ from checkout import ROOT
 from system import Site
 
 from fedclip_edge import model_file
-from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.model_file import TrainedModel
 from fedclip_edge.vision.bundle import Bundle
@@ -38,12 +35,6 @@ def without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(BLOCKER)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), str(ROOT)]))
-
-
-@pytest.fixture
-def site(tmp_path: Path, random_bundle: Bundle, mosquitto: BrokerAddress) -> Iterator[Site]:
-    with Site(tmp_path, random_bundle, mosquitto, f"lab-{secrets.token_hex(4)}") as made:
-        yield made
 
 
 @pytest.mark.usefixtures("without_torch")

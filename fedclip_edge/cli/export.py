@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from fedclip_edge.cli.export_options import class_names, prompts_of, recipe_of, tiny_recipe
 from fedclip_edge.cli.export_screens import report, shortened, summary
 from fedclip_edge.cli.progress import progress_bar
 
 if TYPE_CHECKING:
-    from fedclip_edge.exporting.recipe import Recipe
     from fedclip_edge.protocol.signing import Identity
     from fedclip_edge.vision.bundle import Bundle
 
@@ -165,12 +164,12 @@ def export(**given: Any) -> None:
 
 def _from_open_clip(given: Mapping[str, Any], used: set[str]) -> Bundle:
     _refuse(used, ("onnx", "preprocess", "class_texts"), "without SOURCE")
-    recipe = _recipe(given, used)
+    recipe = recipe_of(given, used)
     if "classes" not in used and given["source"] != "tiny":
         raise click.UsageError(
             f"{given['source']} needs --classes FILE, a file with one class name per line."
         )
-    names = _class_names(given["classes"])
+    names = class_names(given["classes"])
     from fedclip_edge.exporting.bundles import export_open_clip
 
     with progress_bar("exporting") as progress:
@@ -257,8 +256,8 @@ def _replace_classes(given: Mapping[str, Any], used: set[str], exporter: Identit
     else:
         if "source" not in used:
             _refuse(used, ("pretrained", "like", "random_weights"), "with SOURCE")
-        names, prompts = _class_names(given["classes"]), _prompts(given)
-        source = _recipe(given, used) if "source" in used else _tiny(given["bundle"])
+        names, prompts = class_names(given["classes"]), prompts_of(given)
+        source = recipe_of(given, used) if "source" in used else tiny_recipe(given["bundle"])
         if source is not None and str(given["source"]).endswith(".toml"):
             prompts = source.prompts  # only a recipe file has its own prompts
         with progress_bar("texts") as progress:
@@ -277,67 +276,6 @@ def _replace_classes(given: Mapping[str, Any], used: set[str], exporter: Identit
             "The bundle was signed, and is not any more: sign it with `fedclip-edge bundle sign`."
         )
     click.echo(_NEXT)
-
-
-def _tiny(folder: Path) -> Recipe | None:
-    """Return the demo's model, which is part of this package, if the bundle was made from it."""
-    from fedclip_edge.demo import tiny_clip
-    from fedclip_edge.exporting.recipe import Recipe, in_folder
-    from fedclip_edge.vision.bundle import read_bundle
-
-    manifest = read_bundle(folder).manifest
-    its = (manifest.model, manifest.pretrained) == (tiny_clip.FOLDER.name, "local-dir")
-    return Recipe(in_folder(tiny_clip.FOLDER)) if its else None
-
-
-def _recipe(given: Mapping[str, Any], used: set[str]) -> Recipe:
-    """Make the recipe of SOURCE, with its values replaced by those of the command line.
-
-    Raises ConfigError for a recipe that cannot be read and for values that do not fit together.
-    """
-    from fedclip_edge.demo import tiny_clip
-    from fedclip_edge.errors import ConfigError
-    from fedclip_edge.exporting.recipe import Recipe, in_folder, read_recipe
-
-    source = given["source"]
-    if source.endswith(".toml"):
-        recipe = read_recipe(Path(source))
-    else:
-        recipe = Recipe(in_folder(tiny_clip.FOLDER) if source == "tiny" else source)
-    changes: dict[str, Any] = {
-        name: given[name]
-        for name in ("pretrained", "like", "random_weights", "precision")
-        if name in used
-    }
-    if "random_weights" in used and "pretrained" not in used:
-        changes["pretrained"] = ""  # random weights replace the recipe's own
-    if prompts := _prompts(given):
-        changes["prompts"] = prompts
-    try:
-        return dataclasses.replace(recipe, **changes)
-    except ValueError as error:
-        raise ConfigError(f"{source}: {error}") from error
-
-
-def _prompts(given: Mapping[str, Any]) -> tuple[str, ...]:
-    """The prompts that the command line gives; empty if it gives none."""
-    if given["prompts"] is None:
-        return () if given["prompt"] is None else (given["prompt"],)
-    if given["prompt"] is not None:
-        raise click.UsageError("Give --prompt or --prompts, not both.")
-    from fedclip_edge.exporting.inputs import read_prompts
-
-    return read_prompts(given["prompts"])
-
-
-def _class_names(path: Path | None) -> tuple[str, ...]:
-    if path is None:
-        from fedclip_edge.demo import world
-
-        return world.CLASSES
-    from fedclip_edge.exporting.inputs import read_class_names
-
-    return read_class_names(path)
 
 
 def _refuse(used: set[str], names: Sequence[str], where: str) -> None:

@@ -6,16 +6,11 @@ from pathlib import Path
 
 import click
 
+from fedclip_edge.cli.recorded_run import opened_run, run_argument
+
 
 @click.command()
-@click.argument("run", required=False)
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path),
-    default="fleet.toml",
-    show_default=True,
-    help="The configuration file that `serve` uses.",
-)
+@run_argument
 @click.option(
     "--csv",
     "csv_file",
@@ -46,19 +41,15 @@ def export(
     The command reads the journal and changes nothing there, also while `serve` runs. A second
     export of the same run replaces the first one. At least one of the three options is needed.
     """
-    import contextlib
-
     from fedclip_edge.config.fleet import load_fleet
-    from fedclip_edge.coordinator.journal import open_journal_to_read
-    from fedclip_edge.coordinator.model_lookup import find_run
     from fedclip_edge.coordinator.run_export import tracked
     from fedclip_edge.reporting import tracking
 
     if csv_file is None and tensorboard is None and mlflow is None:
         raise click.UsageError("say where to: --csv FILE, --tensorboard DIR or --mlflow URI")
     fleet = load_fleet(config)
-    with contextlib.closing(open_journal_to_read(fleet.journal)) as journal:
-        found = tracked(journal, find_run(journal, run), fleet.fleet)
+    with opened_run(fleet, run) as (journal, its):
+        found = tracked(journal, its, fleet.fleet)
     count = f"{len(found.figures)} figures of {found.run}"
     if csv_file is not None:
         tracking.write_csv(found, csv_file)

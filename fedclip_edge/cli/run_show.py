@@ -6,16 +6,11 @@ from pathlib import Path
 
 import click
 
+from fedclip_edge.cli.recorded_run import opened_run, run_argument
+
 
 @click.command()
-@click.argument("run", required=False)
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path),
-    default="fleet.toml",
-    show_default=True,
-    help="The configuration file that `serve` uses.",
-)
+@run_argument
 @click.option("--all", "every", is_flag=True, help="Show every device, not only the 20 worst.")
 @click.option(
     "--json", "as_json", is_flag=True, help="Print the content of reports/RUN.json, for programs."
@@ -26,7 +21,6 @@ def show(run: str | None, config: Path, every: bool, as_json: bool) -> None:
     RUN is the id of a run, as `fedclip-edge runs` lists it; without it the newest run is shown. The
     command reads the journal and changes nothing. No coordinator has to be running.
     """
-    import contextlib
     import json
     import sys
 
@@ -34,14 +28,11 @@ def show(run: str | None, config: Path, every: bool, as_json: bool) -> None:
     from fedclip_edge.cli.run_text import NOT_SERVED, summary_text
     from fedclip_edge.config.fleet import load_fleet
     from fedclip_edge.coordinator import control, run_report
-    from fedclip_edge.coordinator.journal import open_journal_to_read
-    from fedclip_edge.coordinator.model_lookup import find_run
 
     fleet = load_fleet(config)
     if not control.is_served(control.socket_path(fleet.journal)):
         note(NOT_SERVED)
-    with contextlib.closing(open_journal_to_read(fleet.journal)) as journal:
-        shown = find_run(journal, run)
+    with opened_run(fleet, run) as (journal, shown):
         bundle = run_report.bundle_of(fleet, shown)
         found = run_report.summarise(journal, shown, fleet.fleet, bundle)
     click.echo(json.dumps(found) if as_json else summary_text(found, sys.stdout, every=every))

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from fedclip_edge.cli.encoder_options import cache_option, encoder_options
-from fedclip_edge.cli.progress import note, progress_bar
+from fedclip_edge.cli.simulate_inputs import open_hosts, read_pool
 from fedclip_edge.cli.simulate_progress import Show
 
 if TYPE_CHECKING:
     from fedclip_edge.simulating.comparison import Choices
     from fedclip_edge.simulating.pool import Pool
     from fedclip_edge.simulating.results import Outcome
-    from fedclip_edge.simulating.workers import Hosts
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 
@@ -253,7 +250,7 @@ def simulate(
         min_per_class=min_per_class,
     )
     encoder = EncoderConfig(provider, threads, engine_dir=engine_dir)
-    pool = _pool(data, bundle, features, cache, encoder, validation)
+    pool = read_pool(data, bundle, features, cache, encoder, validation)
     comparison.check(choices, pool)
     out.mkdir(parents=True, exist_ok=True)
     show = Show(comparison.count_rounds(choices, pool))
@@ -263,7 +260,7 @@ def simulate(
             from fedclip_edge.simulating import results
 
             file.write(results.header())
-            with _hosts(pool, workers, ray) as hosts:
+            with open_hosts(pool, workers, ray) as hosts:
                 for step in comparison.compare(choices, pool, hosts, show.note):
                     file.write(step.lines)
                     file.flush()
@@ -273,56 +270,6 @@ def simulate(
         show.end()
         if done:
             _finish(done, choices, pool, out, as_json=as_json)
-
-
-def _hosts(pool: Pool, workers: int | None, address: str | None) -> AbstractContextManager[Hosts]:
-    if address is not None:
-        from fedclip_edge.simulating.ray_cluster import RayWorkers
-
-        return RayWorkers(pool, address, workers)
-    from fedclip_edge.simulating.workers import Workers
-
-    return Workers(pool, workers or len(os.sched_getaffinity(0)))
-
-
-def _pool(
-    data: Path | None,
-    bundle: Path | None,
-    features: Path | None,
-    cache: Path | None,
-    encoder: Any,
-    validation: float,
-) -> Pool:
-    from fedclip_edge.errors import ConfigError
-    from fedclip_edge.simulating import pictures
-    from fedclip_edge.simulating.pool import read_features
-    from fedclip_edge.vision.bundle import read_bundle
-    from fedclip_edge.vision.bundle_warnings import bundle_warnings
-    from fedclip_edge.vision.shared_cache import SharedCache, default_path
-
-    if (data is None) == (features is None):
-        raise ConfigError("give either --data FOLDER with --bundle FOLDER, or --features FILE.npz")
-    opened = None if bundle is None else read_bundle(bundle)
-    if features is not None:
-        return read_features(features, validation, opened, note)
-    assert data is not None
-    if opened is None:
-        raise ConfigError("--data needs --bundle FOLDER; make a bundle with `fedclip-edge export`")
-    for caution in bundle_warnings(opened.manifest):
-        note(caution)
-    with (
-        SharedCache(cache or default_path(), note) as known,
-        progress_bar("encoding") as bar,
-    ):
-        pool, left_out = pictures.read_pictures(data, opened, encoder, known, bar)
-    if known.found:
-        click.echo(
-            f"pictures not encoded again: {known.found}; their features are in {known.path}",
-            err=True,
-        )
-    for line in left_out.lines():
-        click.echo(line, err=True)
-    return pool
 
 
 def _finish(

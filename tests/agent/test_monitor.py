@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import log_event_reference
@@ -16,19 +14,8 @@ from system import Site, wait_until
 from fedclip_edge.agent import monitor as monitoring
 from fedclip_edge.agent.monitor import WRITE_S, Monitor
 from fedclip_edge.config.agent import AgentConfig, DataConfig
-from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.monitoring.definitions import AGENT
 from fedclip_edge.monitoring.metrics import Metrics
-from fedclip_edge.vision.bundle import Bundle
-
-
-@pytest.fixture
-def site(
-    tmp_path: Path, random_bundle: Bundle, mosquitto: BrokerAddress, request: pytest.FixtureRequest
-) -> Iterator[Site]:
-    fleet = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())[:60].strip("-")
-    with Site(tmp_path, random_bundle, mosquitto, fleet) as made:
-        yield made
 
 
 def shown(metrics: Metrics) -> bytes:

@@ -6,7 +6,6 @@ import contextlib
 import getpass
 import json
 import os
-import re
 import signal
 import socket
 import stat
@@ -19,11 +18,9 @@ import pytest
 import system
 from system import Site, wait_until
 
-from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.coordinator import control
 from fedclip_edge.coordinator.control import ControlSocket, Request, ask, listen, socket_path
 from fedclip_edge.errors import ConfigError, LinkError
-from fedclip_edge.vision.bundle import Bundle
 
 
 @pytest.fixture
@@ -150,15 +147,6 @@ def test_a_folder_that_denies_it_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be made"):
         listen(tmp_path / "journal.sock")
     tmp_path.chmod(0o700)
-
-
-@pytest.fixture
-def site(
-    tmp_path: Path, random_bundle: Bundle, mosquitto: BrokerAddress, request: pytest.FixtureRequest
-) -> Iterator[Site]:
-    fleet = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())[:60].strip("-")
-    with Site(tmp_path, random_bundle, mosquitto, fleet) as made:
-        yield made
 
 
 def test_a_running_coordinator_answers_commands(site: Site) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,16 +29,6 @@ from fedclip_edge.errors import ConfigError
 from fedclip_edge.monitoring.definitions import COORDINATOR, DEVICES_MAX, OTHER
 from fedclip_edge.pki import authority
 from fedclip_edge.pki.registry import Device, Registry
-from fedclip_edge.vision.bundle import Bundle
-
-
-@pytest.fixture
-def site(
-    tmp_path: Path, random_bundle: Bundle, mosquitto: BrokerAddress, request: pytest.FixtureRequest
-) -> Iterator[Site]:
-    fleet = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())[:60].strip("-")
-    with Site(tmp_path, random_bundle, mosquitto, fleet) as made:
-        yield made
 
 
 def scraped(port: int) -> dict[str, float]:

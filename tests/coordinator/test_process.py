@@ -9,7 +9,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,21 +16,11 @@ import system
 from system import Site, wait_until
 
 from fedclip_edge import model_file
-from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.coordinator.journal import open_journal
 from fedclip_edge.coordinator.model_lookup import find_model
 from fedclip_edge.errors import ConfigError, JournalError, RefusedError
-from fedclip_edge.vision.bundle import Bundle, write_bundle
+from fedclip_edge.vision.bundle import write_bundle
 from fedclip_edge.vision.manifest import RANDOM
-
-
-@pytest.fixture
-def site(
-    tmp_path: Path, random_bundle: Bundle, mosquitto: BrokerAddress, request: pytest.FixtureRequest
-) -> Iterator[Site]:
-    fleet = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())[:60].strip("-")
-    with Site(tmp_path, random_bundle, mosquitto, fleet) as made:
-        yield made
 
 
 def closed_rounds(site: Site) -> int:

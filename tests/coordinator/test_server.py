@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import getpass
 import json
-import re
 import shutil
 import signal
 import sys
@@ -18,21 +17,10 @@ import system
 from system import Site, wait_until
 
 from fedclip_edge import model_file
-from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.coordinator.journal import Journal, open_journal
 from fedclip_edge.errors import ConfigError
-from fedclip_edge.vision.bundle import Bundle
 
 pytestmark = pytest.mark.one_python
-
-
-@pytest.fixture
-def site(
-    tmp_path: Path, random_bundle: Bundle, mosquitto: BrokerAddress, request: pytest.FixtureRequest
-) -> Iterator[Site]:
-    fleet = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())[:60].strip("-")
-    with Site(tmp_path, random_bundle, mosquitto, fleet) as made:
-        yield made
 
 
 def events(site: Site, name: str, log: str = "serve") -> list[dict[str, Any]]:

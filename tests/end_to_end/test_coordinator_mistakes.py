@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from brokers import MOSQUITTO
 from secured import Secured
 from system import Site, wait_until
 
-from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.errors import ConfigError, RefusedError
 from fedclip_edge.records import ClassTexts
 from fedclip_edge.vision.bundle import Bundle, write_bundle
@@ -27,15 +25,6 @@ pytestmark = [
     pytest.mark.skipif(MOSQUITTO is None, reason="mosquitto is not installed"),
     pytest.mark.one_python,
 ]
-
-
-@pytest.fixture
-def site(
-    tmp_path: Path, random_bundle: Bundle, mosquitto: BrokerAddress, request: pytest.FixtureRequest
-) -> Iterator[Site]:
-    fleet = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())[:60].strip("-")
-    with Site(tmp_path, random_bundle, mosquitto, fleet) as made:
-        yield made
 
 
 def events(site: Site, log: str, name: str) -> list[dict[str, Any]]:
