@@ -673,9 +673,10 @@ def test_nothing_is_acknowledged_before_it_is_on_disk(
     def refuse(*_: object) -> None:
         raise JournalError("the disk is full")
 
-    monkeypatch.setattr(Contributions, "keep", refuse)
-    with pytest.raises(JournalError):
-        steps(fleet, 40)
+    with monkeypatch.context() as patch:
+        patch.setattr(Contributions, "keep", refuse)
+        with pytest.raises(JournalError):
+            steps(fleet, 40)
     assert not [message for message in said(heard) if isinstance(message, Kept)]
     restart(fleet)
     fleet.run()
