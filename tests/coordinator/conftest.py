@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from coordinated_fleet import joined, state, until
 from in_memory import Fleet
+from journal_scene import RUN, model
 from receiver_desk import PLAN
 
+from fedclip_edge.coordinator.journal import Journal, open_journal
 from fedclip_edge.records import Plan
 
 
@@ -24,3 +27,18 @@ def fleet(tmp_path: Path) -> Fleet:
 def plan() -> Plan:
     """The default plan; a test that needs several plans parametrizes `plan` instead."""
     return PLAN
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """The place of a journal, in a folder that does not exist yet."""
+    return tmp_path / "deeper" / "journal.sqlite"
+
+
+@pytest.fixture
+def journal(path: Path) -> Iterator[Journal]:
+    """A journal with the run of `journal_scene`."""
+    opened = open_journal(path)
+    opened.runs.add(RUN, model(0))
+    yield opened
+    opened.close()
