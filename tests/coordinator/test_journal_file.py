@@ -217,10 +217,14 @@ def test_damage_to_a_page_is_said_in_one_line(journal: Journal, path: Path) -> N
 
 
 def test_a_transaction_inside_another_one_is_a_part_of_it(journal: Journal) -> None:
-    with pytest.raises(LookupError), journal.transaction():
-        journal.devices.pin_key("run-1", "cam-01", "d" * 64)
-        assert journal.devices.keys("run-1") == {"cam-01": "d" * 64}
-        raise LookupError
+    def fails() -> None:
+        with journal.transaction():
+            journal.devices.pin_key("run-1", "cam-01", "d" * 64)
+            assert journal.devices.keys("run-1") == {"cam-01": "d" * 64}
+            raise LookupError
+
+    with pytest.raises(LookupError):
+        fails()
     assert journal.devices.keys("run-1") == {}
     journal.devices.pin_key("run-1", "cam-02", "d" * 64)
     assert journal.devices.keys("run-1") == {"cam-02": "d" * 64}
