@@ -88,7 +88,7 @@ def close_rounds(journal: Journal, rounds: int, devices: int) -> None:
     updates = drawn_updates(tuple(state.layout.delta.items()))
     names = [f"cam-{number:02}" for number in range(devices)]
     for device in names:
-        journal.pin_key(run.id, device, "a" * 64)
+        journal.devices.pin_key(run.id, device, "a" * 64)
     for number in range(rounds):
         for at, device in enumerate(names):
             made = Contribution(
@@ -106,7 +106,7 @@ def close_rounds(journal: Journal, rounds: int, devices: int) -> None:
             state.keep(arrived, hashlib.sha256(payload).hexdigest(), payload)
         state.close_round()
         for device in names:
-            journal.add_report(report(state, device))
+            journal.reports.add(report(state, device))
         if (number + 1) % _SHOWS == 0:
             print(f"round {number + 1}: {size_bytes(journal.path) / 1e6:.1f} MB", flush=True)
 

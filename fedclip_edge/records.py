@@ -284,7 +284,7 @@ class Contribution:
     run: str
     round: int
     device: str
-    exchange: str  # hash of all that the update depends on (`protocol.messages.Exchange`)
+    exchange: str  # hash of all that the update depends on (`protocol.message_parts.Exchange`)
     update: Update
 
 

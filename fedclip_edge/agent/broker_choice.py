@@ -18,7 +18,7 @@ from fedclip_edge import log
 from fedclip_edge.agent.session import Session
 from fedclip_edge.agent.state_db import StateDb
 from fedclip_edge.config.broker import BrokerAddress
-from fedclip_edge.protocol.messages import Address
+from fedclip_edge.protocol.message_parts import Address
 
 _DOWN_S = 30.0
 _TRY_AGAIN_S = 60.0  # between two attempts to reach the new address because of the same notice

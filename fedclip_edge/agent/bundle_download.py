@@ -26,7 +26,8 @@ from fedclip_edge.agent.lost_parts import LostParts
 from fedclip_edge.agent.part_file import PartFile
 from fedclip_edge.errors import BundleError, PeerError
 from fedclip_edge.pki.bundle_description import MAX_BYTES, Description, read_description
-from fedclip_edge.protocol.messages import Blob, Want
+from fedclip_edge.protocol.message_parts import Blob
+from fedclip_edge.protocol.messages import Want
 from fedclip_edge.vision.bundle import read_bundle
 from fedclip_edge.vision.manifest import ENCODER, MANIFEST, Manifest, read_manifest
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 from fedclip_edge.agent.lost_parts import LostParts
 from fedclip_edge.protocol.chunks import Incoming, Parts, Ranges, count_chunks, first_chunks
-from fedclip_edge.protocol.messages import Blob, Want
+from fedclip_edge.protocol.message_parts import Blob
+from fedclip_edge.protocol.messages import Want
 
 REPAIR_S = 1.0  # after this long without a chunk, the missing chunks are requested
 _REPAIR_MAX_S = 16.0  # about the time of one chunk of 120 KiB at 8 kB/s

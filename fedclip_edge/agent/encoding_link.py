@@ -17,7 +17,8 @@ from dataclasses import dataclass
 
 from fedclip_edge import log
 from fedclip_edge.errors import LinkError
-from fedclip_edge.protocol.messages import DeviceState, Encoding
+from fedclip_edge.protocol.message_parts import Encoding
+from fedclip_edge.protocol.messages import DeviceState
 from fedclip_edge.transport.base import Disconnected, Event, Will
 from fedclip_edge.transport.mqtt import PahoTransport
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from fedclip_edge.protocol.messages import Capabilities
+from fedclip_edge.protocol.message_parts import Capabilities
 from fedclip_edge.protocol.report import Report
 from fedclip_edge.records import Measured, Model, Plan, Shapes, Update
 

@@ -8,7 +8,7 @@ from fedclip_edge.agent.trainer import allowed_methods
 from fedclip_edge.config.agent import AgentConfig
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.protocol.codec import CODECS
-from fedclip_edge.protocol.messages import Capabilities, Pictures
+from fedclip_edge.protocol.message_parts import Capabilities, Pictures
 from fedclip_edge.protocol.report import Report
 from fedclip_edge.records import Measured, Model, Plan, Shapes, Update
 

@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 
 from fedclip_edge.errors import PeerError
-from fedclip_edge.protocol.messages import Blob
+from fedclip_edge.protocol.message_parts import Blob
 
 _BLOCK_BYTES = 1 << 20
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from fedclip_edge.agent.state_db import RunPosition
 from fedclip_edge.config.agent import AgentConfig
 from fedclip_edge.protocol import wire
-from fedclip_edge.protocol.messages import Capabilities, DeviceState, Hello, Message
+from fedclip_edge.protocol.message_parts import Capabilities
+from fedclip_edge.protocol.messages import DeviceState, Hello, Message
 from fedclip_edge.protocol.signing import Identity
 from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.transport.base import Transport, Will

@@ -29,7 +29,7 @@ import safetensors.numpy
 
 from fedclip_edge.errors import ConfigError, DiskError
 from fedclip_edge.protocol.hand_over import HandOver
-from fedclip_edge.protocol.messages import Address
+from fedclip_edge.protocol.message_parts import Address
 from fedclip_edge.records import Arrays, in_order
 from fedclip_edge.storage.sqlite import (
     Connection,

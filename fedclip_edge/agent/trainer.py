@@ -23,10 +23,11 @@ from fedclip_edge.learning import local, methods
 from fedclip_edge.learning.evaluation import evaluate, top1
 from fedclip_edge.learning.methods import zeroshot
 from fedclip_edge.learning.personal import personal
-from fedclip_edge.learning.schedule import Schedule, exchanges
+from fedclip_edge.learning.run_steps import exchanges
+from fedclip_edge.learning.schedule import Schedule
 from fedclip_edge.learning.unknown import rule_of
 from fedclip_edge.protocol.codec import CODECS
-from fedclip_edge.protocol.messages import MAX_CLASSES, SIDES, Capabilities, Pictures
+from fedclip_edge.protocol.message_parts import MAX_CLASSES, SIDES, Capabilities, Pictures
 from fedclip_edge.protocol.report import Report
 from fedclip_edge.records import (
     F32,

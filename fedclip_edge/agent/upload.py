@@ -23,7 +23,14 @@ from fedclip_edge.agent.lost_parts import LostParts
 from fedclip_edge.agent.state_db import PendingUpdate, StateDb
 from fedclip_edge.protocol import chunks, wire
 from fedclip_edge.protocol.chunks import Ranges
-from fedclip_edge.protocol.messages import Blob, Kept, Manifest, Offer, Refused, Want
+from fedclip_edge.protocol.message_parts import Blob
+from fedclip_edge.protocol.messages import (
+    Kept,
+    Manifest,
+    Offer,
+    Refused,
+    Want,
+)
 from fedclip_edge.records import Arrays, Contribution, Plan
 
 REPEAT_S = 5.0  # without an answer for this long, the offer is repeated

@@ -104,7 +104,7 @@ def demo(
     from fedclip_edge.demo import examples, federation, report, shared_features, stage, summary
     from fedclip_edge.errors import RunError
     from fedclip_edge.learning import methods
-    from fedclip_edge.learning.schedule import exchanges, has_vote
+    from fedclip_edge.learning.run_steps import exchanges, has_vote
     from fedclip_edge.reporting import run_table
     from fedclip_edge.reporting.run_words import comparison, progress
     from fedclip_edge.reporting.table import width_of

@@ -56,7 +56,7 @@ def export_classifier(
     from fedclip_edge.coordinator.model_lookup import find_model
     from fedclip_edge.exporting import classifier
     from fedclip_edge.learning import unknown
-    from fedclip_edge.learning.schedule import exchanges
+    from fedclip_edge.learning.run_steps import exchanges
     from fedclip_edge.vision.bundle import read_bundle
     from fedclip_edge.vision.bundle_warnings import bundle_warnings
 

@@ -98,7 +98,7 @@ def predict(
     from fedclip_edge.config.agent import EncoderConfig
     from fedclip_edge.coordinator.model_lookup import find_model
     from fedclip_edge.errors import DataError
-    from fedclip_edge.learning.schedule import exchanges
+    from fedclip_edge.learning.run_steps import exchanges
     from fedclip_edge.prediction import Prediction, find_pictures, predict_pictures
     from fedclip_edge.storage import atomic
     from fedclip_edge.vision.bundle import read_bundle

@@ -35,7 +35,7 @@ def runs(config: Path, every: bool, as_json: bool) -> None:
     if not control.is_served(control.socket_path(path)):
         note(NOT_SERVED)
     with contextlib.closing(open_journal_to_read(path)) as journal:
-        found = journal.runs()[::-1]
+        found = journal.runs.all()[::-1]
         shown = found if every or as_json else found[:_SHOWN]
         rows = [run_report.brief(journal, one) for one in shown]
     if as_json:

@@ -16,7 +16,8 @@ from fedclip_edge.coordinator.devices import Devices
 from fedclip_edge.coordinator.journal import Journal
 from fedclip_edge.coordinator.journal_tables import Run
 from fedclip_edge.pki.registry import Registry
-from fedclip_edge.protocol.messages import MAX_CLASSES, Hello, Refused
+from fedclip_edge.protocol.message_parts import MAX_CLASSES
+from fedclip_edge.protocol.messages import Hello, Refused
 
 # A refusal with the names of the classes stays about as small as a manifest.
 _NAMES_BYTES = 4096
@@ -69,7 +70,7 @@ class Admission:
         reason = self._check_key(device, hello.key)
         if reason is not None:
             return Refused(reason, "device", key=hello.key)
-        if device in self.journal.forgotten(self.run.id):
+        if device in self.journal.devices.forgotten(self.run.id):
             return Refused(_FORGOTTEN, "run", key=hello.key)
         reason = self._unfit(hello)
         if reason is not None:
@@ -79,9 +80,9 @@ class Admission:
         # Only now: after a restart, the coordinator waits for the devices that have a pinned key.
         if self.devices.keys.get(device) != hello.key:
             # A run that is over has had none of the pictures of a device that joins it only now.
-            is_over = self.journal.course(self.run.id).is_over
+            is_over = self.journal.runs.course(self.run.id).is_over
             pictures = 0 if is_over else hello.capabilities.pictures.labelled
-            self.journal.pin_key(self.run.id, device, hello.key, pictures)
+            self.journal.devices.pin_key(self.run.id, device, hello.key, pictures)
             self.devices.keys[device] = hello.key
         return None
 

@@ -46,7 +46,7 @@ from fedclip_edge.coordinator.backup_file import (
 from fedclip_edge.coordinator.journal import open_journal
 from fedclip_edge.coordinator.journal_tables import SCHEMA
 from fedclip_edge.errors import ConfigError
-from fedclip_edge.learning.schedule import exchanges
+from fedclip_edge.learning.run_steps import exchanges
 from fedclip_edge.pki.site import Folder
 from fedclip_edge.storage import atomic
 from fedclip_edge.storage.text_file import read_text
@@ -119,11 +119,11 @@ def _copy_journal(config: FleetConfig, target: Path) -> _Copied:
     target.chmod(stat.S_IMODE(config.journal.stat().st_mode))
     with contextlib.closing(open_journal(target)) as copied:
         copied.check()
-        run = copied.last_run()
+        run = copied.runs.last()
         if run is None:
             bundle = read_bundle(config.bundle)
             return _Copied(bundle.manifest.encoder_id, bundle.classes.digest)
-        closed = copied.rounds_closed(run.id)
+        closed = copied.rounds.closed(run.id)
     return _Copied(run.encoder_id, run.classes_digest, run.id, closed, exchanges(run.plan))
 
 

@@ -312,7 +312,7 @@ def answer(server: Server, request: Request, now: float) -> dict[str, Any]:
         return failure(str(error))
     if isinstance(result, Change):
         text = json.dumps(request.arguments)
-        server.journal.add_action(request.user, request.command, text)
+        server.journal.actions.add(request.user, request.command, text)
         log.event("operator_action", command=request.command, arguments=text, user=request.user)
         result = result.take_effect(now)
     return success(result)

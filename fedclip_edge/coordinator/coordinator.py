@@ -1,13 +1,10 @@
-"""The coordinator of one run, under way or over.
-
-It checks each incoming message and turns it into a round event.
+"""The coordinator of one run, under way or over: its link, its deadlines and its registry.
 
 It needs neither torch nor onnxruntime: the coordinator only combines client updates.
 
 Laws:
-- A message that breaks the protocol is dropped and counted against its peer. It has no other
-  effect.
-- A device that is not admitted is refused. A device that loses its admission is refused at once.
+- A message that breaks the protocol is dropped and counted against its peer.
+- A device that loses its admission is refused at once.
 - For MUTED_S, the coordinator does not listen to a device that floods it: it makes a new link
   without the topics of the device, which counts as offline.
 - After a kill at any moment the journal is enough to continue: `resume_coordinator` starts from it.
@@ -22,35 +19,28 @@ from fedclip_edge import log
 from fedclip_edge.config.fleet import FleetConfig
 from fedclip_edge.coordinator import attendance, round_events
 from fedclip_edge.coordinator.admission import Admission
+from fedclip_edge.coordinator.device_messages import DeviceMessages, log_device_refused
 from fedclip_edge.coordinator.devices import Devices
 from fedclip_edge.coordinator.publisher import Publisher
-from fedclip_edge.coordinator.receiver import Receiver, UnfitError
+from fedclip_edge.coordinator.receiver import Receiver
 from fedclip_edge.coordinator.round_driver import RoundDriver
 from fedclip_edge.coordinator.round_state import RoundState
 from fedclip_edge.coordinator.run_state import RunState
 from fedclip_edge.errors import PeerError, RunError
 from fedclip_edge.pki.registry import Registry
-from fedclip_edge.protocol import chunks, version1, wire
+from fedclip_edge.protocol import version1, wire
 from fedclip_edge.protocol.messages import (
     CoordinatorState,
-    DeviceState,
-    Hello,
-    Offer,
     Refused,
-    Want,
 )
 from fedclip_edge.protocol.refusals import Line, Refusals
-from fedclip_edge.protocol.report import Report, check_possible
-from fedclip_edge.protocol.topics import CHUNK, Topics
+from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.records import COORDINATOR
 from fedclip_edge.transport.base import Connected, Event, Flooding, Received
 
 # Refused messages are counted by device for up to this many names; further names share one count.
 _PEERS_COUNTED = 10_000
 MUTED_S = 60.0
-# The largest increase of the epoch that one hello can cause. No coordinator restarts this often,
-# and the limit keeps a faulty device from using up all epochs.
-_EPOCHS_AT_ONCE = 2**20
 
 
 @dataclass(eq=False)
@@ -64,12 +54,11 @@ class Coordinator:
     admission: Admission
     receiver: Receiver
     driver: RoundDriver
+    messages: DeviceMessages
     # Number of refused messages by the device in the topic; "" counts all others (_PEERS_COUNTED).
     refused_messages: Counter[str] = field(default_factory=Counter)
     _muted: dict[str, float] = field(default_factory=dict)  # device -> time at which it ends
-    # What the log says of refused messages, and of devices that are not admitted.
-    _messages: Refusals = field(default_factory=Refusals)
-    _hellos: Refusals = field(default_factory=Refusals)
+    _refusals: Refusals = field(default_factory=Refusals)  # what the log says of refused messages
 
     def handle_event(self, event: Event, now: float, *, more: bool = False) -> None:
         """Handle one event of the link; `now` is monotonic, in seconds.
@@ -112,10 +101,10 @@ class Coordinator:
         if over:
             self._muted = {d: until for d, until in self._muted.items() if d not in over}
             self._subscribe()
-        for line in self._messages.poll(now):
+        for line in self._refusals.poll(now):
             _log_message_refused(line)
-        for line in self._hellos.poll(now):
-            _log_device_refused(line)
+        for line in self.messages.refusals.poll(now):
+            log_device_refused(line)
 
     def apply_registry(self, registry: Registry, now: float) -> dict[str, str]:
         """Use a changed registry, and refuse every device that it no longer admits.
@@ -133,7 +122,7 @@ class Coordinator:
         for device, key in encoding.items():
             reason = registry.refusal(device, key or "")
             if reason is not None:
-                _log_device_refused(self._hellos.add(device, "", reason, now))
+                log_device_refused(self.messages.refusals.add(device, "", reason, now))
                 refused[device] = self.devices.encoding[device].boot
                 self.devices.note_encoding(device, None, now)
         for device, key in list(self.devices.fetching.items()):
@@ -145,7 +134,7 @@ class Coordinator:
                 continue
             incarnation = self.devices.set_offline(device)
             if incarnation is not None:
-                self._refuse(device, Refused(reason, "device", key=key), incarnation, now)
+                self.messages.refuse(device, Refused(reason, "device", key=key), incarnation, now)
                 refused[device] = incarnation
             self.receiver.uploads.release(device)
             self.driver.handle(round_events.Left(device, for_good=True), now)
@@ -185,7 +174,8 @@ class Coordinator:
     def follow(self, before: Coordinator) -> None:
         """Take over, from the coordinator of an earlier run, what it knows about the devices."""
         self.refused_messages = before.refused_messages
-        self._muted, self._messages, self._hellos = before._muted, before._messages, before._hellos
+        self._muted, self._refusals = before._muted, before._refusals
+        self.messages.refusals = before.messages.refusals
         self.devices.recall(before.devices)
 
     def say_goodbye(self) -> None:
@@ -224,7 +214,7 @@ class Coordinator:
         if self.devices.incarnations:
             self.publisher.publish_state(online=False)
         for device in tuple(self.devices.incarnations):
-            self._remove_device(device, now, by_itself=False)
+            self.messages.remove(device, now, by_itself=False)
         self.publisher.publish_state(online=True)
         self.driver.publish_manifest()
 
@@ -264,12 +254,12 @@ class Coordinator:
                 self._refuse_earlier(device, event.payload)
             else:
                 device = self.topics.device_of(event.topic)
-                self._handle_message(device, event, now)
+                self.messages.handle(device, event, now)
         except PeerError as error:
             counted = self.refused_messages
             full = device not in counted and len(counted) >= _PEERS_COUNTED
             counted["" if full else device] += 1
-            _log_message_refused(self._messages.add(device, event.topic, str(error), now))
+            _log_message_refused(self._refusals.add(device, event.topic, str(error), now))
 
     def _refuse_earlier(self, device: str, payload: bytes) -> None:
         """Refuse a device that speaks the earlier protocol, if this is its hello."""
@@ -300,151 +290,6 @@ class Coordinator:
         # retained state.
         ours.publish_state(online=True)
 
-    def _handle_message(self, device: str, event: Received, now: float) -> None:
-        if chunks.is_chunk(event.payload):
-            self.topics.check_kind(event.topic, CHUNK)
-            if not self.devices.is_online(device):
-                raise PeerError("a chunk from a device that is not online")
-            self._handle_chunk(device, event.payload, now)
-            return
-        signed = wire.unpack_control(event.topic, event.payload)
-        message = signed.message
-        self.topics.check_kind(event.topic, signed.kind)
-        if signed.sender != device:
-            raise PeerError(f"a message from {signed.sender!r} on the topic of {device!r}")
-        if isinstance(message, Hello):
-            signed.check(message.key)
-            self._handle_hello(device, message, now)
-            return
-        if isinstance(message, Want) and device in self.devices.fetching:
-            signed.check(self.devices.fetching[device])
-            if self.publisher.deliveries is not None:
-                self.publisher.deliveries.add(message)
-            return
-        if device not in self.devices.keys or not self.devices.is_online(device):
-            if isinstance(message, DeviceState):
-                # Its hello follows, or it encodes, or this is a will from an earlier run.
-                self._handle_state(device, message, signed, now)
-                return
-            # The device sends messages as if it was admitted, but this run does not know it, or its
-            # hello was lost. A state that is sent to it alone asks it for a hello.
-            self.publisher.send(device, self.publisher.state(online=True))
-            if isinstance(message, Report) and message.run != self.run_state.run.id:
-                return  # it is late
-            raise PeerError("the device has not said hello; it is asked to")
-        signed.check(self.devices.keys[device])
-        self.devices.saw(device, now)
-        if isinstance(message, DeviceState):
-            if not message.online and message.boot == self.devices.incarnations[device]:
-                self._remove_device(device, now)
-        elif isinstance(message, Offer):
-            offered = self.receiver.receive_offer(device, message)
-            if offered is not None:
-                self.driver.handle(offered, now)
-        elif isinstance(message, Want):
-            self._handle_want(device, message, now)
-        elif isinstance(message, Report):
-            self._handle_report(device, message, now)
-
-    def _handle_state(
-        self, device: str, state: DeviceState, signed: wire.Signed, now: float
-    ) -> None:
-        """Note the progress of a device that has not said hello.
-
-        Without a registry, anybody may claim the name of a device that has not joined; only the log
-        shows it.
-        """
-        enrolled, key = self.admission.enrolled, self.admission.key_of(device)
-        if enrolled is not None and device not in enrolled:
-            return
-        encoding = state.encoding if state.online else None
-        if encoding is None:
-            self.devices.note_encoding(device, None, now)
-            return
-        if key is not None:
-            signed.check(key)
-        if self.devices.note_encoding(device, state, now):
-            log.event("device_encodes", device=device, done=encoding.done, total=encoding.total)
-
-    def _handle_hello(self, device: str, hello: Hello, now: float) -> None:
-        refused = self.admission.admit(device, hello)
-        if refused is not None:
-            self._refuse(device, refused, hello.boot, now)
-            return
-        # One epoch belongs to one run. So another run with the same epoch comes from another
-        # journal.
-        is_other = hello.run not in ("", self.run_state.run.id)
-        knows_later = is_other or hello.closed > self.run_state.model.round
-        if hello.epoch > self.epoch or (hello.epoch == self.epoch and knows_later):
-            self._raise_epoch(device, hello.epoch)
-        roles = hello.capabilities.roles
-        if not self.devices.is_online(device):
-            log.event("joined", device=device, domain=hello.domain, roles="+".join(roles) or None)
-        self.devices.set_online(device, hello)
-        self.devices.saw(device, now)
-        joined = round_events.Joined(device, "train" in roles, "evaluate" in roles)
-        self.driver.handle(joined, now)
-        self.driver.answer_hello(device, hello.boot)
-
-    def _refuse(self, device: str, refused: Refused, incarnation: str, now: float) -> None:
-        _log_device_refused(self._hellos.add(device, "", refused.reason, now))
-        if refused.scope == "run" and self.admission.registry is not None:
-            self.devices.unfit[device] = refused.reason
-        if refused.scope == "run":
-            self.devices.let_fetch(device, refused.key)
-        else:
-            self.devices.fetching.pop(device, None)
-        # The manifest goes first: the device verifies the refusal with the key in it.
-        self.driver.answer_hello(device, incarnation)
-        self.publisher.send(device, refused)
-
-    def _raise_epoch(self, device: str, epoch: int) -> None:
-        """Raise the epoch above one that the fleet knows: this journal is new, or an old copy."""
-        if epoch - self.epoch > _EPOCHS_AT_ONCE:
-            raise PeerError(f"a hello with epoch {epoch}, too far above this epoch {self.epoch}")
-        self.publisher.epoch = self.run_state.journal.next_epoch(above=epoch)
-        log.event("epoch_raised", device=device, epoch=self.epoch)
-        self.publisher.publish_state(online=True)
-        self.driver.publish_manifest()
-
-    def _remove_device(self, device: str, now: float, *, by_itself: bool = True) -> None:
-        log.event("left", device=device)
-        self.devices.set_offline(device)
-        self.receiver.uploads.leave(device)
-        self.driver.handle(round_events.Left(device, by_itself=by_itself), now)
-
-    def _handle_chunk(self, device: str, chunk: bytes, now: float) -> None:
-        try:
-            arrival = self.receiver.receive_chunk(device, chunk, now)
-        except UnfitError as error:
-            self.driver.reject(device, error, now)
-            raise
-        if arrival is not None:
-            self.driver.handle(arrival.event, now, arrival)
-
-    def _handle_want(self, device: str, want: Want, now: float) -> None:
-        self.driver.handle(round_events.Heard(device), now)
-        # A want for another model is ignored: the manifest that replaces that model is on its way.
-        version = self.run_state.version
-        if want.sha256 == version and self.devices.grant_model(device, version, now):
-            self.publisher.send_wanted(want.missing)
-
-    def _handle_report(self, device: str, report: Report, now: float) -> None:
-        run_state = self.run_state
-        if report.device != device:
-            raise PeerError(f"a report of device {report.device!r}")
-        if report.run != run_state.run.id:
-            return  # it is late: a device repeats its last report until another run begins
-        if report.round > run_state.model.round:
-            raise PeerError(f"a report on round {report.round}, which is not closed yet")
-        if report.round == run_state.model.round and report.model != run_state.version:
-            raise PeerError(f"a report on another model than that of round {report.round}")
-        check_possible(report)
-        run_state.journal.add_report(report)
-        self.devices.reports[device] = report.to_json()
-        log.event("report", device=device, round=report.round, **report.accuracy)
-        self.driver.handle(round_events.Reported(device, report.round), now)
-
 
 def _log_message_refused(line: Line | None) -> None:
     if line is not None:
@@ -455,8 +300,3 @@ def _log_message_refused(line: Line | None) -> None:
             reason=line.reason,
             count=line.count,
         )
-
-
-def _log_device_refused(line: Line | None) -> None:
-    if line is not None:
-        log.event("device_refused", device=line.sender, reason=line.reason, count=line.count)

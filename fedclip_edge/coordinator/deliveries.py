@@ -21,7 +21,8 @@ from fedclip_edge.errors import BundleError
 from fedclip_edge.pki.bundle_description import describe, read_description
 from fedclip_edge.pki.bundle_signature import read_signature
 from fedclip_edge.protocol import chunks
-from fedclip_edge.protocol.messages import Blob, Want
+from fedclip_edge.protocol.message_parts import Blob
+from fedclip_edge.protocol.messages import Want
 from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.transport.base import Transport
 

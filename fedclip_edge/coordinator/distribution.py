@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from fedclip_edge.protocol.chunks import Ranges, indices, pack_chunk
-from fedclip_edge.protocol.messages import Blob
+from fedclip_edge.protocol.message_parts import Blob
 
 
 class WantedChunks(Iterator[bytes]):

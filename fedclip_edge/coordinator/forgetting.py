@@ -112,7 +112,7 @@ def forget_offline(
     journal = open_journal(config.journal, config.keep_models, config.keep_sums_mb)
     with contextlib.closing(journal):
         journal.check()
-        basis = read_basis(config, journal.last_run())
+        basis = read_basis(config, journal.runs.last())
         return forget(journal, device, basis, choices)
 
 
@@ -172,16 +172,16 @@ def _find(
     touched = removal.runs_with(database, device)
     if not marked and not touched:
         raise _unknown(journal, device, removal.known_devices(database))
-    runs = {run.id: run for run in journal.runs()}
+    runs = {run.id: run for run in journal.runs.all()}
     firsts = {
         run: first
         for run, first in removal.first_exchanges(database, device).items()
-        if first <= journal.rounds_closed(run)
+        if first <= journal.rounds.closed(run)
     }
     stuck: dict[str, str] = {}
     current = ""  # the newest run with a model of its own, which the fleet uses
     for run, its in runs.items():
-        origin = journal.course(run).started_from
+        origin = journal.runs.course(run).started_from
         if run in firsts and (
             reason := _hindrance(journal, database, its, firsts[run], device, basis)
         ):
@@ -190,7 +190,7 @@ def _find(
             stuck[run] = f"it started from the model of {origin}"
         elif marked.get(run):
             stuck[run] = ""  # it was removed before, but not from the models
-        if journal.rounds_closed(run) or origin != ZERO_SHOT:
+        if journal.rounds.closed(run) or origin != ZERO_SHOT:
             current = run
     if stuck.get(current) and touched and not choices.delete_models:
         raise _refusal(device, current, stuck[current])
@@ -209,13 +209,13 @@ def _hindrance(
     schedule = _schedule(basis, run)
     if schedule is None:
         return "it was made with another bundle than the one in fleet.toml"
-    origin = journal.course(run.id).started_from
-    if origin != ZERO_SHOT and not any(n < first for n in journal.whole_rounds(run.id)):
+    origin = journal.runs.course(run.id).started_from
+    if origin != ZERO_SHOT and not any(n < first for n in journal.rounds.whole(run.id)):
         return f"the model of {origin}, from which it started, is no longer in the journal"
     base = _base(journal, run, first)
     rounds = [
         closed
-        for closed in range(base, journal.rounds_closed(run.id))
+        for closed in range(base, journal.rounds.closed(run.id))
         if schedule.steps[closed].kind != "vote"
     ]
     for closed in rounds:
@@ -245,7 +245,7 @@ def _schedule(basis: Basis, run: Run) -> Schedule | None:
 
 def _base(journal: Journal, run: Run, first: int) -> int:
     """The number of exchanges after which computing the run again begins."""
-    return max((n for n in journal.whole_rounds(run.id) if n < first), default=0)
+    return max((n for n in journal.rounds.whole(run.id) if n < first), default=0)
 
 
 def _solve_again(
@@ -259,8 +259,8 @@ def _solve_again(
     """Compute the models of a run again, from the contributions that are left in the journal."""
     schedule = _schedule(basis, run)
     assert schedule is not None
-    exchanges, closed = len(schedule.steps), journal.rounds_closed(run.id)
-    course, newest = journal.course(run.id), journal.last_run()
+    exchanges, closed = len(schedule.steps), journal.rounds.closed(run.id)
+    course, newest = journal.runs.course(run.id), journal.runs.last()
     # A run that was ended by the operator, or that a later one follows, is not continued.
     is_whole = course.state == "done" and closed == exchanges
     continues = newest == run and (not course.is_over or is_whole)
@@ -276,7 +276,7 @@ def _solve_again(
                 break
             state.close_round(decided=votes >= max(1, math.ceil(choices.quorum * len(devices))))
         else:
-            lasts = journal.counted_last(run.id, number)
+            lasts = journal.contributions.counted_last(run.id, number)
             if not votes and not lasts:
                 break
             removal.remove_counted(database, run.id, number)
@@ -291,7 +291,7 @@ def _solve_again(
         removal.end_again(database, run.id, course)
         retention.end_run(database, run.id)
     elif not is_open:
-        journal.finish(run.id)
+        journal.runs.finish(run.id)
     return Solved(run.id, len(devices), state.model.round, exchanges, is_open)
 
 
@@ -301,7 +301,7 @@ def _are_answers(journal: Journal, database: Connection, state: RunState) -> boo
     if removal.without_payload(database, state.run.id, number, ""):
         return False
     codec, layout = state.run.plan.codec_up, state.layout
-    for _, payload in journal.contributions(state.run.id, number):
+    for _, payload in journal.contributions.payloads(state.run.id, number):
         made = wire.unpack_contribution(payload, codec, layout.delta, layout.sums)
         return made.exchange == state.exchange.sha256  # all were made for one exchange
     return True
@@ -312,9 +312,9 @@ def _go_back(
 ) -> None:
     """Delete the models after an exchange; make the initial one again if it is not there."""
     removal.remove_models(database, run.id, round)
-    if not journal.whole_rounds(run.id):
+    if not journal.rounds.whole(run.id):
         removal.remove_models(database, run.id, -1)
-        journal.add_model(run.id, stored_model(schedule.initial(), {}, run.plan))
+        journal.rounds.add_model(run.id, stored_model(schedule.initial(), {}, run.plan))
 
 
 def _empty(journal: Journal, database: Connection, run: Run, basis: Basis) -> None:
@@ -325,8 +325,8 @@ def _empty(journal: Journal, database: Connection, run: Run, basis: Basis) -> No
         return
     _go_back(journal, database, run, 0, schedule)
     removal.empty_run(database, run.id)
-    if not journal.course(run.id).is_over:
-        journal.finish(run.id, abandoned=True)
+    if not journal.runs.course(run.id).is_over:
+        journal.runs.finish(run.id, abandoned=True)
 
 
 def _update_files(
@@ -336,14 +336,16 @@ def _update_files(
 
     Returns the files that were changed, and a sentence for each one that could not be.
     """
-    left = {run.id for run in journal.runs()}
+    left = {run.id for run in journal.runs.all()}
     files, failures = [], []
     for run in sorted(changed):
         path = model_file.path_of(journal.path, run)
         if not path.exists():
             continue
         schedule = _schedule(basis, runs[run])
-        is_done = run in left and journal.course(run).is_over and journal.rounds_closed(run) > 0
+        is_done = (
+            run in left and journal.runs.course(run).is_over and journal.rounds.closed(run) > 0
+        )
         try:
             if not is_done:
                 path.unlink()

@@ -63,7 +63,7 @@ def _from_journal(path: Path, bundle: Bundle, name: str | None) -> TrainedModel:
         where = f"{run.id} in {path}"
         _check_fits(where, run.encoder_id, run.classes_digest, bundle)
         schedule = Schedule(run.plan, bundle.classes, bundle.manifest.dim)
-        stored = journal.newest_model(run.id)
+        stored = journal.rounds.newest_model(run.id)
         try:
             model = master_model(stored, schedule.layout(stored.round).parameters)
             methods.shapes_beside(model, run.plan, bundle.classes, bundle.manifest.dim)
@@ -80,7 +80,7 @@ def find_run(journal: Journal, name: str | None, otherwise: str = "not a run") -
     Raises ConfigError if there is none: the name is what `otherwise` says. It suggests the nearest
     id.
     """
-    runs = {run.id: run for run in journal.runs()}
+    runs = {run.id: run for run in journal.runs.all()}
     if not runs:
         raise ConfigError(
             f"the journal {journal.path} has no run yet; start one with `fedclip-edge serve`"

@@ -78,7 +78,7 @@ class Monitor:
     def _look_at_run(self, serving: Coordinator) -> None:
         metrics, state, run = self.metrics, serving.run_state, serving.run_state.run
         rounds = serving.rounds
-        course = state.journal.course(run.id)
+        course = state.journal.runs.course(run.id)
         active = run.id if course.state == "open" and not course.paused else ""
         if active != self._active:
             self._active = active

@@ -27,7 +27,7 @@ from fedclip_edge.coordinator.server import Basis, Claim, Server, coordinate, re
 from fedclip_edge.coordinator.trainer import Trainer, start_trainer, trainer_id
 from fedclip_edge.errors import ConfigError, FedclipError, PeerError, RunError
 from fedclip_edge.learning import methods
-from fedclip_edge.learning.schedule import sends_moments
+from fedclip_edge.learning.run_steps import sends_moments
 from fedclip_edge.pki import registry
 from fedclip_edge.pki.expiry import DeviceExpiry, Expiry
 from fedclip_edge.pki.own_certificate import check_own_certificate
@@ -105,8 +105,8 @@ def serve(
     ):
         monitor = closing.enter_context(monitored(config))
         journal.check()
-        served = None if new_run else journal.last_run()
-        if served is not None and once and journal.course(served.id).is_over:
+        served = None if new_run else journal.runs.last()
+        if served is not None and once and journal.runs.course(served.id).is_over:
             served = None
         basis = read_basis(config, served)
         chosen = choose_run(
@@ -124,7 +124,7 @@ def serve(
         closing.callback(claim.link.close)
         run = chosen.begin()
         if from_round is not None:
-            journal.rewind(run.id, from_round)
+            journal.rounds.rewind(run.id, from_round)
         first = coordinate(
             config,
             run,

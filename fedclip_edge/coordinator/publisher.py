@@ -13,14 +13,8 @@ from fedclip_edge.coordinator.round_state import RoundState
 from fedclip_edge.coordinator.run_state import RunState
 from fedclip_edge.pki.registry import Registry
 from fedclip_edge.protocol import chunks, wire
-from fedclip_edge.protocol.messages import (
-    MAX_DEVICES,
-    Address,
-    Blob,
-    CoordinatorState,
-    Manifest,
-    Message,
-)
+from fedclip_edge.protocol.message_parts import Address, Blob
+from fedclip_edge.protocol.messages import MAX_DEVICES, CoordinatorState, Manifest, Message
 from fedclip_edge.protocol.signing import Identity
 from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.records import COORDINATOR

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fedclip_edge.config.fleet import FleetConfig
 from fedclip_edge.coordinator.admission import Admission
 from fedclip_edge.coordinator.coordinator import Coordinator
+from fedclip_edge.coordinator.device_messages import DeviceMessages
 from fedclip_edge.coordinator.devices import Devices
 from fedclip_edge.coordinator.publisher import Publisher
 from fedclip_edge.coordinator.receiver import Receiver
@@ -34,16 +35,16 @@ def resume_coordinator(
     classes. Raises JournalError if the journal cannot be read.
     """
     run, closed = run_state.run, run_state.model.round
-    course = run_state.journal.course(run.id)
+    course = run_state.journal.runs.course(run.id)
     rounds = len(run_state.upcoming.steps) if course.ends_after is None else course.ends_after
     phase: Phase = "gathering" if closed < rounds else "final"
     phase = "done" if course.is_over else phase
     journal = run_state.journal
     votes = run_state.upcoming.votes
     devices = Devices(
-        journal.keys(run.id),
-        reports=journal.newest_reports(run.id),
-        sent=journal.sent(run.id, votes),
+        journal.devices.keys(run.id),
+        reports=journal.reports.newest(run.id),
+        sent=journal.contributions.sent(run.id, votes),
     )
     admission = Admission(
         run,
@@ -77,4 +78,5 @@ def resume_coordinator(
     driver = RoundDriver(
         state, run_state, publisher, receiver, admission, devices, finished=course.is_over
     )
-    return Coordinator(config, run_state, publisher, devices, admission, receiver, driver)
+    messages = DeviceMessages(run_state, publisher, devices, admission, receiver, driver)
+    return Coordinator(config, run_state, publisher, devices, admission, receiver, driver, messages)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from fedclip_edge import log
-from fedclip_edge.coordinator import attendance, round_events, round_machine
+from fedclip_edge.coordinator import attendance, phase_open, round_events, round_machine
 from fedclip_edge.coordinator.admission import Admission
 from fedclip_edge.coordinator.devices import Devices
 from fedclip_edge.coordinator.journal_tables import LastContribution
@@ -114,7 +114,7 @@ class RoundDriver:
 
     def pause(self, now: float, *, paused: bool) -> None:
         """Open no further round, or open rounds again; `now` is monotonic, in seconds."""
-        self.run_state.journal.pause(self.run_state.run.id, paused=paused)
+        self.run_state.journal.runs.pause(self.run_state.run.id, paused=paused)
         self.handle(round_events.Pause(paused), now)
 
     def extend(self, rounds: int, now: float) -> None:
@@ -133,7 +133,7 @@ class RoundDriver:
         self.sync()
         if self.state.phase != "final":
             closed = self.run_state.model.round
-            self.run_state.journal.end_early(self.run_state.run.id, closed)
+            self.run_state.journal.runs.end_early(self.run_state.run.id, closed)
             self.receiver.uploads.release_all()
         self.handle(round_events.EndEarly(), now)
 
@@ -213,7 +213,7 @@ class RoundDriver:
 
     def _abandon(self, action: round_events.Abandon, now: float) -> None:
         raise RunError(
-            f"round {self.state.round} reached no quorum in {round_machine.ATTEMPTS} attempts, and "
+            f"round {self.state.round} reached no quorum in {phase_open.ATTEMPTS} attempts, and "
             "the contributions of all training devices are refused; the last one: "
             f"{self._last_refusal}; change [plan], and add --new-run to `serve`"
         )
@@ -250,7 +250,7 @@ class RoundDriver:
             rounds=self.state.rounds,
             contributions=len(self.state.kept),
             cohort=len(self.state.cohort),
-            updates_bytes=self.run_state.journal.kept_bytes(run.id, closed),
+            updates_bytes=self.run_state.journal.contributions.kept_bytes(run.id, closed),
             model_bytes=self.run_state.blob.size_bytes,
             seconds=round(now - self._opened_at, 3),
         )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fedclip_edge.coordinator.round_state import RoundState
+
 
 @dataclass(frozen=True)
 class Joined:
@@ -236,3 +238,5 @@ Action = (
     | CloseRound
     | Finish
 )
+
+Step = tuple[RoundState, tuple[Action, ...]]  # the next state, and the actions in order

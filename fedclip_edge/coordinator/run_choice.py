@@ -26,7 +26,8 @@ from fedclip_edge.coordinator.journal_tables import ZERO_SHOT, Course, Origin, R
 from fedclip_edge.coordinator.run_state import master_model, stored_model
 from fedclip_edge.errors import ConfigError, PeerError
 from fedclip_edge.learning import methods
-from fedclip_edge.learning.schedule import Schedule, exchanges
+from fedclip_edge.learning.run_steps import exchanges
+from fedclip_edge.learning.schedule import Schedule
 from fedclip_edge.learning.strategy import State
 from fedclip_edge.records import ClassTexts, Model, Plan
 
@@ -54,9 +55,9 @@ class RunChoice:
             return self.run
         stored = stored_model(self.initial, self.state, self.run.plan)
         ends = None if self.ends is None else self.ends.id
-        self.journal.add_run(self.run, stored, self.origin, ends)
+        self.journal.runs.add(self.run, stored, self.origin, ends)
         if self.ends is not None:
-            closed = self.journal.rounds_closed(self.ends.id)
+            closed = self.journal.rounds.closed(self.ends.id)
             log.event(
                 "run_abandoned",
                 run=self.ends.id,
@@ -87,9 +88,9 @@ def choose_run(
     plan is invalid; JournalError on a disk error.
     """
     wanted = _wanted(config, classes, encoder_id)
-    newest, course, why, ends = journal.last_run(), None, "", None
+    newest, course, why, ends = journal.runs.last(), None, "", None
     if newest is not None and not new_run:
-        course = journal.course(newest.id)
+        course = journal.runs.course(newest.id)
         changes = ", ".join(_changes(newest, course, wanted, config))
         if course.is_over:
             fits = (newest.encoder_id, newest.classes_digest) == (encoder_id, classes.digest)
@@ -97,8 +98,8 @@ def choose_run(
                 return RunChoice(newest, journal)
         elif not changes and not (once and course.state == "held"):
             return RunChoice(newest, journal)
-        elif journal.has_results(newest.id):
-            closed = journal.rounds_closed(newest.id)
+        elif journal.rounds.has_results(newest.id):
+            closed = journal.rounds.closed(newest.id)
             raise ConfigError(
                 f"the journal {config.journal} contains the unfinished {newest.id} "
                 f"({closed} of {exchanges(newest.plan)} rounds closed), and its settings have "
@@ -108,7 +109,7 @@ def choose_run(
         else:
             why, ends = f"settings have changed: {changes}", newest
     elif newest is not None:
-        course = journal.course(newest.id)
+        course = journal.runs.course(newest.id)
         why, ends = "asked for with --new-run", None if course.is_over else newest
     if course is not None and course.state == "held":
         ends = None  # the new run takes its place
@@ -149,14 +150,14 @@ def next_run(
                 f"{before.id} has another {what} ({theirs}) than the new run ({ours}), so the new "
                 "run cannot start from its model; name another run, or use --from zero-shot"
             )
-    stored = journal.newest_model(before.id)
+    stored = journal.rounds.newest_model(before.id)
     if not stored.round:
         raise ConfigError(f"{before.id} has no closed round to start from; name another run")
     shapes = Schedule(before.plan, classes, dim).layout(stored.round).parameters
     try:
         model = master_model(stored, shapes)
     except PeerError as error:
-        raise journal.damaged(str(error), before.id) from error
+        raise journal.damaged(str(error)) from error
     initial, state = schedule.start_from(model)
     return RunChoice(wanted, journal, initial, state, Origin(by, before.id))
 
@@ -168,10 +169,10 @@ def _wanted(config: FleetConfig, classes: ClassTexts, encoder_id: str) -> Run:
 
 def _named(journal: Journal, name: str) -> Run:
     """The run with this id, or for "last" the newest one that is done."""
-    runs = {run.id: run for run in journal.runs()}
+    runs = {run.id: run for run in journal.runs.all()}
     if name != LAST and name in runs:
         return runs[name]
-    done = [run for run in runs.values() if journal.course(run.id).state == "done"]
+    done = [run for run in runs.values() if journal.runs.course(run.id).state == "done"]
     if name != LAST:
         near = difflib.get_close_matches(name, runs, n=1)
         newest = f"the newest run that is done is {done[-1].id!r}" if done else "no run is done yet"

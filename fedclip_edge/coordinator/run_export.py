@@ -15,7 +15,7 @@ from typing import Any
 from fedclip_edge.coordinator.journal import Journal
 from fedclip_edge.coordinator.journal_tables import Run
 from fedclip_edge.coordinator.run_report import vote_of
-from fedclip_edge.learning.schedule import steps
+from fedclip_edge.learning.run_steps import steps
 from fedclip_edge.reporting.tracking import Figure, Tracked
 
 # Of a report (protocol/report.py), under their names here.
@@ -44,7 +44,7 @@ def tracked(journal: Journal, run: Run, fleet: str) -> Tracked:
     return Tracked(
         fleet=fleet,
         run=run.id,
-        started_at=journal.course(run.id).started_at,
+        started_at=journal.runs.course(run.id).started_at,
         settings=_flat(run.plan.to_json()),
         figures=[one for one in figures if math.isfinite(one.value)],
     )
@@ -53,7 +53,7 @@ def tracked(journal: Journal, run: Run, fleet: str) -> Tracked:
 def _of_contributions(journal: Journal, run: Run) -> Iterator[Figure]:
     sizes: dict[int, list[int]] = {}
     votes = {number for number, step in enumerate(steps(run.plan), 1) if step.kind == "vote"}
-    for number, device, size_bytes, norm in journal.contributed(run.id):
+    for number, device, size_bytes, norm in journal.contributions.all(run.id):
         if number not in votes:  # an answer to a vote changes no model
             yield Figure(number, device, "update/norm", norm)
         yield Figure(number, device, "update/bytes", size_bytes)
@@ -67,7 +67,7 @@ def _of_reports(journal: Journal, run: Run) -> Iterator[Figure]:
     """The figures of each report, and the means of all devices that reported on a model."""
     shares: dict[tuple[int, str], list[float]] = {}
     reports: Counter[int] = Counter()
-    for report in journal.reported(run.id):
+    for report in journal.reports.as_json(run.id):
         number, device = report["round"], report["device"]
         reports[number] += 1
         for name, share in report["accuracy"].items():
@@ -87,7 +87,7 @@ def _of_vote(journal: Journal, run: Run) -> Iterator[Figure]:
     vote = vote_of(journal, run)
     if vote is None:
         return
-    closed = journal.rounds_closed(run.id)
+    closed = journal.rounds.closed(run.id)
     for name in ("candidate", "temperature", "pictures", "loss", "zero_shot_loss"):
         if vote[name] is not None:
             yield Figure(closed, None, f"vote/{name}", vote[name])

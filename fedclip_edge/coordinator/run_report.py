@@ -22,7 +22,7 @@ from fedclip_edge.coordinator.journal import Journal
 from fedclip_edge.coordinator.journal_tables import Run
 from fedclip_edge.errors import BundleError
 from fedclip_edge.learning import ballot, methods
-from fedclip_edge.learning.schedule import exchanges, has_vote, steps
+from fedclip_edge.learning.run_steps import exchanges, has_vote, steps
 from fedclip_edge.reporting.run_figures import Reported, Summary, device_figures, mean, pairs
 from fedclip_edge.storage import atomic
 from fedclip_edge.vision.bundle import Bundle
@@ -35,7 +35,7 @@ def write_report(config: FleetConfig, journal: Journal, run: Run) -> tuple[Path,
     without it, only the JSON file is written. A report that cannot be written is a line in the log:
     the run is not affected. Raises JournalError if the journal cannot be read.
     """
-    if config.reports == "off" or not journal.rounds_closed(run.id):
+    if config.reports == "off" or not journal.rounds.closed(run.id):
         return ()
     summary = summarise(journal, run, config.fleet, bundle_of(config, run))
     data = config.journal.parent / "reports" / f"{run.id}.json"
@@ -78,12 +78,12 @@ def summarise(journal: Journal, run: Run, fleet: str, bundle: Bundle | None) -> 
     The names of the classes are those of the bundle, if the run has its classes. Raises
     JournalError if the journal cannot be read.
     """
-    closed, plan = journal.rounds_closed(run.id), run.plan
+    closed, plan = journal.rounds.closed(run.id), run.plan
     kept: dict[str, list[tuple[int, int, float]]] = {}
-    for number, device, size_bytes, norm in journal.contributed(run.id):
+    for number, device, size_bytes, norm in journal.contributions.all(run.id):
         kept.setdefault(device, []).append((number, size_bytes, norm))
     reports: dict[str, list[Reported]] = {}
-    for report in journal.reported(run.id):
+    for report in journal.reports.as_json(run.id):
         reports.setdefault(report["device"], []).append(report)
     before = _reported_before(journal, run)
     votes = {n for n, step in enumerate(steps(plan), 1) if step.kind == "vote"}
@@ -92,7 +92,7 @@ def summarise(journal: Journal, run: Run, fleet: str, bundle: Bundle | None) -> 
             **device_figures(reports.get(device, []), closed, before.get(device)),
             **_contributed(kept.get(device, []), closed, votes),
         }
-        for device in sorted({*journal.keys(run.id), *reports, *kept})
+        for device in sorted({*journal.devices.keys(run.id), *reports, *kept})
     }
     trains = {d for d in entries if d in kept or entries[d]["pictures"].get("train") != 0}
     fits = bundle is not None and bundle.classes.digest == run.classes_digest
@@ -125,9 +125,9 @@ def brief(journal: Journal, run: Run) -> dict[str, Any]:
     Accuracies are means over the devices that trained and reported on the last model. Raises
     JournalError if the journal cannot be read.
     """
-    closed = journal.rounds_closed(run.id)
-    sent = journal.sent(run.id)
-    last = journal.newest_reports(run.id)
+    closed = journal.rounds.closed(run.id)
+    sent = journal.contributions.sent(run.id)
+    last = journal.reports.newest(run.id)
     entries = {d: one for d, one in last.items() if d in sent and one["round"] == closed}
     both = pairs(entries, "zero_shot", "federated")
     own = pairs(entries, "personal", "personal")
@@ -149,7 +149,7 @@ def brief(journal: Journal, run: Run) -> dict[str, Any]:
 
 def _course(journal: Journal, run: Run) -> dict[str, Any]:
     """State, beginning (Unix time, in seconds) and length of a run, and the cause of its start."""
-    course = journal.course(run.id)
+    course = journal.runs.course(run.id)
     end = course.ended_at
     return {
         "state": "paused" if course.paused else course.state,
@@ -163,13 +163,13 @@ def _course(journal: Journal, run: Run) -> dict[str, Any]:
 def _reported_before(journal: Journal, run: Run) -> Mapping[str, Reported]:
     """The last report of each device in the run before this one."""
     earlier = []
-    for one in journal.runs():
+    for one in journal.runs.all():
         if one.id == run.id:
             break
         earlier.append(one)
     if not earlier:
         return {}
-    return journal.newest_reports(earlier[-1].id)
+    return journal.reports.newest(earlier[-1].id)
 
 
 def _contributed(
@@ -189,7 +189,7 @@ def _contributed(
 
 def vote_of(journal: Journal, run: Run) -> dict[str, Any] | None:
     """Return the decision of the run's last vote; None if it had none yet."""
-    state = safetensors.numpy.load(journal.newest_model(run.id).server_state)
+    state = safetensors.numpy.load(journal.rounds.newest_model(run.id).server_state)
     choice = ballot.choice_in(state)
     if choice is None:
         return None

@@ -32,7 +32,7 @@ from fedclip_edge.learning.schedule import Schedule
 from fedclip_edge.learning.strategy import State, Total
 from fedclip_edge.protocol import wire
 from fedclip_edge.protocol.exchange import open_exchange
-from fedclip_edge.protocol.messages import Blob, Exchange
+from fedclip_edge.protocol.message_parts import Blob, Exchange
 from fedclip_edge.records import (
     Codec,
     Contribution,
@@ -87,11 +87,11 @@ class RunState:
 
     def kept(self) -> dict[str, str]:
         """The SHA-256 of each contribution on disk for the open round, by device."""
-        return self.journal.kept(self.run.id, self.model.round + 1)
+        return self.journal.contributions.kept(self.run.id, self.model.round + 1)
 
     def has_kept(self, device: str, round: int, sha256: str) -> bool:
         """True if the contribution with this hash was kept; its round may be open or closed."""
-        return self.journal.has_kept(self.run.id, round, device, sha256)
+        return self.journal.contributions.has_kept(self.run.id, round, device, sha256)
 
     def check(
         self, device: str, round: int, contribution: Contribution, declared: int | None = None
@@ -122,7 +122,7 @@ class RunState:
         """
         update, device = contribution.update, contribution.device
         norm = self.total.check(update)
-        self.journal.keep(
+        self.journal.contributions.keep(
             self.run.id, contribution.round, device, sha256, payload, norm, update.weight
         )
         self.total.add(update)
@@ -136,12 +136,12 @@ class RunState:
 
     def extend(self, rounds: int) -> None:
         """Change the plan's number of rounds, once the open exchange is closed."""
-        self.journal.extend(self.run.id, rounds)
+        self.journal.runs.extend(self.run.id, rounds)
         self.next_rounds = rounds
 
     def abandon(self) -> None:
         """Mark the run as abandoned; it gets no model file."""
-        self.journal.finish(self.run.id, abandoned=True)
+        self.journal.runs.finish(self.run.id, abandoned=True)
 
     @property
     def layout(self) -> Layout:
@@ -152,7 +152,7 @@ class RunState:
         """The contributions of earlier runs that may count in the open round, by device."""
         if not self.counts_absent or not self._is_of_moments:
             return ()
-        return self.journal.last_contributions(self.run.encoder_id, self.run.classes_digest)
+        return self.journal.contributions.last(self.run.encoder_id, self.run.classes_digest)
 
     def close_round(
         self, *, decided: bool = True, lasts: Iterable[LastContribution] = ()
@@ -175,13 +175,13 @@ class RunState:
         state: State = safetensors.numpy.load(self.stored.server_state)
         model, state = self.schedule.close(self.model, self.total, state, decided=decided)
         stored = stored_model(model, state, self.run.plan)
-        dropped = self.journal.close_round(
+        dropped = self.journal.rounds.close(
             self.run.id, stored, stays, [last.id for last in counted]
         )
         self.model, self.stored = model, stored
         closed = model.round
         if closed in self.schedule.numbers(closed):
-            self.bound = self.bound.after(self.journal.norms(self.run.id, closed))
+            self.bound = self.bound.after(self.journal.contributions.norms(self.run.id, closed))
         else:
             self.bound = _bound(self.run, self.journal, self.schedule, closed)
         self.total = self.schedule.total(closed, self.bound.value)
@@ -195,7 +195,7 @@ class RunState:
     def _count_last(self, last: LastContribution) -> bool:
         """Add an earlier contribution to the sum; False if it does not fit this round."""
         layout = self.layout
-        payload = self.journal.payload_of(last)
+        payload = self.journal.contributions.payload_of(last)
         try:
             kept = wire.unpack_contribution(payload, last.codec, layout.delta, layout.sums)
             self.schedule.check(self.model.round, kept.update)
@@ -211,7 +211,7 @@ class RunState:
         Raises JournalError if either cannot be written; the run then stays unfinished.
         """
         path = self.write_model()
-        self.journal.finish(self.run.id)
+        self.journal.runs.finish(self.run.id)
         return path
 
     def write_model(self) -> Path:
@@ -238,14 +238,14 @@ def open_run_state(
 
     Raises JournalError on a disk error, or if the model or a contribution is damaged.
     """
-    plan, stored = run.plan, journal.newest_model(run.id)
+    plan, stored = run.plan, journal.rounds.newest_model(run.id)
     try:
         layout = schedule.layout(stored.round)
         model = master_model(stored, layout.parameters)
         bound = _bound(run, journal, schedule, model.round)
         total = schedule.total(model.round, bound.value)
         exchange = _next_exchange(run, schedule, stored, bound)
-        course = journal.course(run.id)
+        course = journal.runs.course(run.id)
         state = RunState(
             run,
             journal,
@@ -259,18 +259,22 @@ def open_run_state(
             counts_absent=counts_absent,
         )
         # Of a round that the operator did not let end, the payloads are deleted.
-        open_round = () if course.is_over else journal.contributions(run.id, model.round + 1)
+        open_round = (
+            () if course.is_over else journal.contributions.payloads(run.id, model.round + 1)
+        )
         for device, payload in open_round:
             kept = wire.unpack_contribution(payload, plan.codec_up, layout.delta, layout.sums)
             state.check(device, model.round + 1, kept)
             state.total.add(kept.update)
     except PeerError as error:
-        raise journal.damaged(str(error), run.id, stored.round + 1) from error
+        raise journal.rounds.damaged(str(error), run.id, stored.round + 1) from error
     return state
 
 
 def _bound(run: Run, journal: Journal, schedule: Schedule, closed: int) -> NormBound:
-    norms = {number: journal.norms(run.id, number) for number in schedule.numbers(closed)}
+    norms = {
+        number: journal.contributions.norms(run.id, number) for number in schedule.numbers(closed)
+    }
     return schedule.bound(closed, norms)
 
 

@@ -32,7 +32,8 @@ from fedclip_edge.coordinator.run_choice import next_run
 from fedclip_edge.coordinator.run_schedule import cause_to_start, count_new, due_at
 from fedclip_edge.coordinator.run_state import open_run_state
 from fedclip_edge.errors import BundleError, ConfigError
-from fedclip_edge.learning.schedule import Schedule, exchanges
+from fedclip_edge.learning.run_steps import exchanges
+from fedclip_edge.learning.schedule import Schedule
 from fedclip_edge.pki.registry import Registry
 from fedclip_edge.protocol.signing import Identity
 from fedclip_edge.records import ClassTexts
@@ -96,12 +97,12 @@ class Server:
     @property
     def course(self) -> Course:
         """The course of the newest run so far."""
-        return self.journal.course(self.run.id)
+        return self.journal.runs.course(self.run.id)
 
     @property
     def new_pictures(self) -> int:
         """Labelled pictures that the fleet has got since its devices joined the newest run."""
-        before = self.journal.pictures(self.run.id)
+        before = self.journal.devices.pictures(self.run.id)
         now = {d: n for d, n in self.coordinator.devices.pictures.items() if d in before}
         return count_new(before, now)
 
@@ -146,7 +147,7 @@ class Server:
         seconds.
         """
         self._ended = self._waits = ""
-        run = self.journal.last_run()
+        run = self.journal.runs.last()
         assert run is not None
         self._serve(self.config, run, basis, self.journal.epoch, now)
 
@@ -184,7 +185,7 @@ class Server:
             fleet=self.config.fleet,
             run=self.run.id,
             epoch=serving.epoch,
-            rounds_closed=self.journal.rounds_closed(self.run.id),
+            rounds_closed=self.journal.rounds.closed(self.run.id),
             rounds=exchanges(self.run.plan),
             waiting_for=None if course.is_over else serving.rounds.rules.devices,
             started_from=course.started_from,
@@ -202,7 +203,7 @@ class Server:
         log.event(
             "run_done",
             run=self.run.id,
-            rounds=self.journal.rounds_closed(self.run.id),
+            rounds=self.journal.rounds.closed(self.run.id),
             refused_messages=self.coordinator.refused_messages.total(),
         )
         run_report.write_report(self.config, self.journal, self.run)
@@ -224,7 +225,7 @@ class Server:
         cause = cause_to_start(schedule, course.started_at, self.new_pictures, time.time())
         if cause is None:
             return
-        start = schedule.model if self.journal.has_done_run() else ZERO_SHOT
+        start = schedule.model if self.journal.runs.has_done() else ZERO_SHOT
         try:
             begin = self.prepare_run(by=cause, start=start)
         except (ConfigError, BundleError) as error:

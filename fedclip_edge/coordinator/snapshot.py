@@ -48,7 +48,7 @@ def status(serving: Coordinator, now: float, *, every: bool = False) -> dict[str
     Raises JournalError if the journal cannot be read.
     """
     rounds, run_state, config = serving.rounds, serving.run_state, serving.config
-    course = run_state.journal.course(run_state.run.id)
+    course = run_state.journal.runs.course(run_state.run.id)
     view = _view(serving, now)
     rows = _rows(view)
     counts = Counter(row["state"] for row in rows)

@@ -19,7 +19,7 @@ import numpy as np
 from fedclip_edge.agent.features import prepare_features
 from fedclip_edge.config.agent import AgentConfig, load_agent
 from fedclip_edge.demo.stage import Stage
-from fedclip_edge.learning.schedule import exchanges
+from fedclip_edge.learning.run_steps import exchanges
 from fedclip_edge.records import Features, Plan
 from fedclip_edge.simulating.federation import Round, federate
 from fedclip_edge.simulating.host import Task, View

@@ -17,7 +17,7 @@ from fedclip_edge import __version__
 from fedclip_edge.coordinator.journal import open_journal
 from fedclip_edge.demo.stage import Device, Stage
 from fedclip_edge.errors import RunError
-from fedclip_edge.learning.schedule import exchanges, has_vote
+from fedclip_edge.learning.run_steps import exchanges, has_vote
 from fedclip_edge.reporting.run_figures import Reported, Summary, device_figures
 from fedclip_edge.storage import atomic
 from fedclip_edge.vision.bundle import read_bundle
@@ -36,14 +36,14 @@ def summarise(
     holds no run or a device did not evaluate the last model.
     """
     with contextlib.closing(open_journal(stage.journal)) as journal:
-        run = journal.last_run()
+        run = journal.runs.last()
         if run is None:
             raise RunError(
                 f"the journal {stage.journal} holds no run; the logs in "
                 f"{stage.settings.out / 'logs'} show the reason"
             )
-        reports = list(journal.reported(run.id))
-        closed = journal.rounds_closed(run.id)
+        reports = list(journal.reports.as_json(run.id))
+        closed = journal.rounds.closed(run.id)
     bundle, settings = read_bundle(stage.bundle), stage.settings
     return {
         "version": __version__,

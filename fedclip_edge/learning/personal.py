@@ -23,7 +23,7 @@ from fedclip_edge.errors import ConfigError, PeerError
 from fedclip_edge.learning import gate, local, methods, mixture, strategies
 from fedclip_edge.learning.evaluation import goodness
 from fedclip_edge.learning.local import Sides
-from fedclip_edge.learning.schedule import exchanges
+from fedclip_edge.learning.run_steps import exchanges
 from fedclip_edge.records import ClassTexts, Model, Plan
 
 SHARES = (0.25, 0.5, 0.75, 1.0)  # shares of the device's own logits in the tried mixes

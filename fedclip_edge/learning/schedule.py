@@ -18,79 +18,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from fedclip_edge import log
-from fedclip_edge.learning import ballot, continuation, methods, mixture, strategies
+from fedclip_edge.learning import ballot, carried_state, continuation, methods, mixture, strategies
 from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.learning.method import LocalTask
 from fedclip_edge.learning.norm_bound import NormBound, first_bound
+from fedclip_edge.learning.run_steps import Step, has_vote, rounds_of, stages, steps
 from fedclip_edge.learning.strategy import State, Total
-from fedclip_edge.learning.unknown import NEVER, RULE, Rule, with_rule
+from fedclip_edge.learning.unknown import RULE
 from fedclip_edge.learning.update_check import check_update
+from fedclip_edge.learning.vote_result import ballot_heads, log_decision, settle
 from fedclip_edge.records import (
-    Arrays,
     ClassTexts,
-    ExchangeKind,
-    Features,
     Layout,
     Model,
     Plan,
     Shapes,
     Update,
 )
-
-_KEPT = "vote/"  # prefix of what the coordinator's state keeps for the vote
-_HEADS = f"{_KEPT}heads/"
-_CARRIED = (_KEPT, continuation.START)  # from one exchange to the next, whatever the method
-_TINY = 1e-6  # logits
-
-
-@dataclass(frozen=True)
-class Step:
-    """An exchange of a run, by number."""
-
-    kind: ExchangeKind
-    stage: int  # index of the method in training; of the last one in a vote
-
-
-def stages(plan: Plan) -> tuple[Plan, ...]:
-    """Return the plans of the methods that a run trains one after the other."""
-    method = methods.get(plan.method)
-    return (plan,) if method.stages is None else method.stages(plan)
-
-
-def steps(plan: Plan) -> tuple[Step, ...]:
-    """Return the exchanges of a run in their order."""
-    every = stages(plan)
-    found: list[Step] = []
-    for i, stage in enumerate(every):
-        found += [Step("round", i)] * _rounds(stage)
-    if has_vote(plan):
-        found.append(Step("vote", len(every) - 1))
-    return tuple(found)
-
-
-def _rounds(plan: Plan) -> int:
-    return plan.rounds or methods.get(plan.method).traits.rounds
-
-
-def exchanges(plan: Plan) -> int:
-    """Return the number of exchanges of a run."""
-    return len(steps(plan))
-
-
-def has_vote(plan: Plan) -> bool:
-    """Return whether the run ends with a vote."""
-    return plan.vote == "on" and bool(methods.get(plan.method).shares)
-
-
-def sends_moments(plan: Plan) -> bool:
-    """Return whether the run of a plan has a round of exact sums (moments.py)."""
-    return any(methods.get(stage.method).traits.sends_moments for stage in stages(plan))
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,8 +126,8 @@ class Schedule:
     def numbers(self, closed: int) -> range:
         """Return the numbers of the closed training rounds of the method that trains next."""
         stage = self._step(closed).stage
-        before = sum(map(_rounds, self.stages[:stage]))
-        return range(before + 1, min(closed, before + _rounds(self.stages[stage])) + 1)
+        before = sum(map(rounds_of, self.stages[:stage]))
+        return range(before + 1, min(closed, before + rounds_of(self.stages[stage])) + 1)
 
     def total(self, closed: int, max_norm: float) -> Total:
         """Make an empty total for the exchange after `closed` ones."""
@@ -233,76 +178,30 @@ class Schedule:
         step, following = self._step(closed), closed + 1
         if step.kind == "vote":
             method = methods.get(self.plan.method)
-            kept = _kept_by(0, state)
+            kept = carried_state.kept_by(0, state)
             fallback = ballot.DEFAULT if method.without_vote is None else method.without_vote(kept)
             choice = ballot.decide(total.sums, fallback) if decided else ballot.Choice(fallback)
-            _log_decision(choice, decided=decided)
-            return self._settle(model, choice, state), choice.to_state()
+            log_decision(choice, decided=decided)
+            return settle(self.plan, self.classes, model, choice, state), choice.to_state()
         stage = self.stages[step.stage]
         method = methods.get(stage.method)
         options = method.check_options(stage.options)
         model = replace(model, method=stage.method)
         is_last = following == len(self.steps) or self.steps[following] != step
-        before = {name: term for name, term in state.items() if name.startswith(_CARRIED)}
+        before = carried_state.carried(state)
         if not is_last or not has_vote(self.plan):
-            model, its = method.combine(model, total, _without(state), options)
+            model, its = method.combine(model, total, carried_state.of_method(state), options)
             return replace(model, method=self.plan.method), {**before, **its}
         assert method.vote is not None
-        heads, kept = method.vote.open(model, total, _without(state), options)
-        state = {**before, **_prefixed(f"{_KEPT}{step.stage}/", kept)}
-        every = {**_heads_in(before), **heads}
+        heads, kept = method.vote.open(model, total, carried_state.of_method(state), options)
+        state = {**before, **carried_state.keep(step.stage, kept)}
+        every = {**carried_state.heads_in(before), **heads}
         if self.steps[following].kind == "vote":
             return ballot.made(self.plan.method, following, every, self._shares), state
-        state |= {f"{_HEADS}{label}/{n}": t for label, its in heads.items() for n, t in its.items()}
+        state |= carried_state.keep_heads(heads)
         stage_after = self.steps[following].stage
         initial = continuation.begin(self._initial(stage_after), stage_after, state)
         return replace(initial, method=self.plan.method, round=following), state
-
-    def _settle(self, model: Model, choice: ballot.Choice, state: State) -> Model:
-        shares = ballot.chosen_shares(self._shares, choice)
-        heads = ballot.members_of(model)
-        means: Features | None = None
-        found: dict[str, Arrays] = {}
-        weights: dict[str, float] = {}
-        for i, stage in enumerate(self.stages):
-            method = methods.get(stage.method)
-            assert method.vote is not None
-            # Zero-shot CLIP's share is settled together with the heads of the first method.
-            labels = [label for label in method.shares if not i or label in self._heads]
-            its = {label: heads[label] for label in labels if label in heads}
-            kept = _kept_by(i, state)
-            mine = {label: shares.get(label, 0.0) for label in labels}
-            settled, its_shares = method.vote.settle(
-                its, kept, mine, method.check_options(stage.options)
-            )
-            found.update(settled)
-            weights.update(its_shares)
-            if means is None and method.vote.means is not None:
-                means = method.vote.means(kept)
-        name, number = self.plan.method, model.round + 1
-        if list(weights) == [name]:
-            final = Model(name, number, found[name])
-        else:
-            final = mixture.mixed(name, number, found, weights)
-        # The threshold was measured with the logits on the ballot, at temperature 1.
-        gain = choice.temperature
-        if means is not None and len(means):
-            on_ballot = mixture.mixed(name, number, heads, shares)
-            gain *= self._growth(on_ballot, final, means)
-        rule = Rule(choice.unknown_below, gain)
-        return replace(final, parameters=with_rule(final.parameters, rule))
-
-    def _growth(self, before: Model, after: Model, means: Features) -> float:
-        """Divide the leads of two models: how far a class's logit is above the mean of all classes.
-
-        They are taken at the classes' mean pictures. It is 1 if a model has no lead there.
-        """
-        leads = []
-        for model in (before, after):
-            logits = methods.predict(model, means.vectors, self.classes)  # (P, C)
-            own = logits[np.arange(len(means)), means.labels]
-            leads.append(float((own - logits.mean(axis=1)).mean()))
-        return leads[1] / leads[0] if min(leads) > _TINY else 1.0
 
     def _step(self, closed: int) -> Step:
         return self.steps[min(closed, len(self.steps) - 1)]
@@ -318,11 +217,6 @@ class Schedule:
     def _shares(self) -> ballot.Shares:
         return methods.get(self.plan.method).shares
 
-    @property
-    def _heads(self) -> frozenset[str]:
-        """Labels of the heads on the ballot, without zero-shot CLIP."""
-        return frozenset(self._shares) - {mixture.ZERO_SHOT}
-
     @cached_property
     def _ballot(self) -> Shapes:
         return ballot.shapes({label: self._shape_of(label) for label in self._shares}, self._shares)
@@ -333,7 +227,9 @@ class Schedule:
         for i, stage in enumerate(self.stages):
             vote = methods.get(stage.method).vote
             assert vote is not None
-            labels |= {label: None for label in vote.labels if i == 0 or label in self._heads}
+            labels |= {
+                label: None for label in vote.labels if i == 0 or label in ballot_heads(self.plan)
+            }
         if list(labels) == [self.plan.method]:
             return {**self._shape_of(self.plan.method), **RULE}
         return {**mixture.shapes({label: self._shape_of(label) for label in labels}), **RULE}
@@ -344,58 +240,3 @@ class Schedule:
             if stage.method == mixture.method_of(label):
                 return layout.parameters
         return {}
-
-
-def _log_decision(choice: ballot.Choice, *, decided: bool) -> None:
-    log.event(
-        "vote_decided",
-        candidate=choice.candidate,
-        temperature=choice.temperature,
-        pictures=choice.pictures,
-        loss=choice.loss,
-        zero_shot_loss=choice.zero_shot_loss,
-        correct=choice.correct,
-        zero_shot_correct=choice.zero_shot_correct,
-        unknown_below=choice.unknown_below if choice.unknown_below > NEVER else None,
-        removed_unknown=choice.removed_unknown,
-        hint=_hint(choice, decided=decided),
-    )
-
-
-def _hint(choice: ballot.Choice, *, decided: bool) -> str | None:
-    """Say why the default candidate was taken without a comparison; None if there was one."""
-    if not decided:
-        return (
-            "too few devices answered before the deadline, so the default candidate is taken; "
-            "raise deadline_s, or see in the log which devices missed it"
-        )
-    if choice.loss is None:
-        return (
-            f"fewer than {ballot.ENOUGH} validation pictures voted, so the default candidate is "
-            "taken; give the devices more pictures"
-        )
-    return None
-
-
-def _prefixed(prefix: str, arrays: State) -> dict[str, NDArray[Any]]:
-    return {prefix + name: term for name, term in arrays.items()}
-
-
-def _kept_by(stage: int, state: State) -> State:
-    """The arrays that a stage has kept for the vote."""
-    prefix = f"{_KEPT}{stage}/"
-    return {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
-
-
-def _without(state: State) -> State:
-    """The state of the method in training, without what is kept for later exchanges."""
-    return {name: term for name, term in state.items() if not name.startswith(_CARRIED)}
-
-
-def _heads_in(state: State) -> dict[str, Arrays]:
-    found: dict[str, dict[str, NDArray[Any]]] = {}
-    for name, term in state.items():
-        if name.startswith(_HEADS):
-            label, _, rest = name.removeprefix(_HEADS).partition("/")
-            found.setdefault(label, {})[rest] = term
-    return dict(found)

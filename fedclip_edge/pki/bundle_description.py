@@ -18,7 +18,7 @@ from pathlib import Path
 from fedclip_edge.errors import BundleError
 from fedclip_edge.pki import bundle_signature
 from fedclip_edge.pki.bundle_signature import SIGNATURE, Signature
-from fedclip_edge.protocol.messages import MAX_CHUNKS, Blob, BlobKind
+from fedclip_edge.protocol.message_parts import MAX_CHUNKS, Blob, BlobKind
 from fedclip_edge.vision.manifest import CLASSES, ENCODER, GOLDEN, MANIFEST, Manifest, read_manifest
 
 KINDS: Mapping[str, BlobKind] = {ENCODER: "encoder", CLASSES: "classes", GOLDEN: "golden"}

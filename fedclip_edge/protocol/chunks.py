@@ -27,7 +27,8 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from fedclip_edge.errors import PeerError
-from fedclip_edge.protocol.messages import CHUNK_BYTES, MAX_CHUNKS, MAX_GAPS, Blob, BlobKind
+from fedclip_edge.protocol.message_parts import CHUNK_BYTES, MAX_CHUNKS, Blob, BlobKind
+from fedclip_edge.protocol.messages import MAX_GAPS
 
 _HEADER = struct.Struct("<2sBB8sIII")
 HEADER_BYTES = _HEADER.size

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 
-from fedclip_edge.protocol.messages import Exchange
+from fedclip_edge.protocol.message_parts import Exchange
 from fedclip_edge.records import ExchangeKind, Plan
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fedclip_edge.errors import ConfigError, DataError
 from fedclip_edge.learning import methods
-from fedclip_edge.learning.schedule import exchanges
+from fedclip_edge.learning.run_steps import exchanges
 from fedclip_edge.records import I64, MAX_WEIGHT, ClassTexts, Plan
 from fedclip_edge.simulating import results
 from fedclip_edge.simulating.federation import federate

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fedclip_edge.learning.evaluation import harmonic_mean
-from fedclip_edge.learning.schedule import exchanges
+from fedclip_edge.learning.run_steps import exchanges
 from fedclip_edge.simulating.results import Outcome
 from fedclip_edge.simulating.settings import Line
 

@@ -22,7 +22,7 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import paho.mqtt.client as mqtt
@@ -41,17 +41,17 @@ from fedclip_edge.transport.base import (
     reconnect_wait_s,
 )
 from fedclip_edge.transport.broker_limits import LimitWatch
+from fedclip_edge.transport.examination import EXAMINE_S, Examination
 from fedclip_edge.transport.inbox import Inbox
 from fedclip_edge.transport.mqtt_version import PATIENCE_S, Dialect
 from fedclip_edge.transport.outbox import STUCK_S, Limits, Outbox
 from fedclip_edge.transport.paho_client import Client
+from fedclip_edge.transport.subscriptions import Subscriptions
 from fedclip_edge.transport.traffic import Meter
 
-_EXAMINE_S = 3.0
 # Without TLS the only cause to look for is a port that speaks TLS. A broker that was away is not
 # asked for it.
 _PLAIN_FAILURES = 2
-_TOPICS_AT_ONCE = 100  # in one SUBSCRIBE packet: even with the longest names it fits into 64 kB
 _CLOSE_S = 5.0
 _RENEWED = "this client ended it, to make a new one without the messages that waited"
 _STUCK = f"the broker acknowledged nothing for {STUCK_S:g} s; this client makes a new link"
@@ -80,9 +80,6 @@ class PahoTransport:
         self._address = address
         self._where = f"{address.host}:{address.port}"
         self._client_id = client_id
-        self._topics = tuple(topics)
-        self._asked: dict[int, tuple[str, ...]] = {}  # subscriptions without an answer yet
-        self._asking = threading.Lock()
         self._dialect = Dialect((address.host, address.port))
         self._answered = False  # the broker answered on the current connection
         self._unsupported = False  # the broker does not support the version used
@@ -96,8 +93,9 @@ class PahoTransport:
         self._watch = LimitWatch(self._where)
         self._is_back = False  # the link was lost, and its return is to be reported
         self._devices = 1
-        self._examining = threading.Lock()
+        self._examination = Examination(address, self._inbox, lambda: self._closed_because)
         self._client = Client(CallbackAPIVersion.VERSION2, client_id=client_id, clean_session=True)
+        self._subscriptions = Subscriptions(self._client, topics)
         if will is not None:
             self._client.will_set(will.topic, will.payload, qos=1, retain=True)
         if address.username:
@@ -144,7 +142,7 @@ class PahoTransport:
                 if isinstance(why, ConfigError):
                     raise why from None
                 if time.monotonic() >= deadline:
-                    cause = port_probe.mismatch(here, _EXAMINE_S)
+                    cause = port_probe.mismatch(here, EXAMINE_S)
                     raise (LinkError(cause) if cause else why) from None
             time.sleep(min(0.2, timeout_s))
         self._outbox.start()
@@ -160,9 +158,7 @@ class PahoTransport:
                 "port under [broker]"
             )
             # First, because a complaint of closed connections would name a wrong cause.
-            raise LinkError(
-                port_probe.mismatch(here, _EXAMINE_S) or self._inbox.complaint or silent
-            )
+            raise LinkError(port_probe.mismatch(here, EXAMINE_S) or self._inbox.complaint or silent)
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
         self._inbox.limits.check(self._where, topic, len(payload))
@@ -188,30 +184,17 @@ class PahoTransport:
 
     def resubscribe(self) -> None:
         if self._outbox.is_up:  # otherwise the next connection subscribes
-            self._subscribe(self._topics)
+            self._subscriptions.ask()
 
     def set_topics(self, topics: Iterable[str], *, anew: bool = False) -> None:
-        before, self._topics = self._topics, tuple(topics)
+        self._subscriptions.change(topics, tell=self._outbox.is_up and not anew)
         if anew:
             self._renew(_RENEWED)
-        elif self._outbox.is_up:
-            self._subscribe([topic for topic in self._topics if topic not in set(before)])
-            gone = [topic for topic in before if topic not in set(self._topics)]
-            for batch in _batches(gone):
-                self._client.unsubscribe(list(batch))
 
     def _renew(self, why: str) -> None:
         if self._outbox.is_up and not self._renewing:
             self._renewing = why
             self._client.end_link()
-
-    def _subscribe(self, topics: Sequence[str]) -> None:
-        for batch in _batches(topics):
-            # The answer may come before `subscribe` returns; it waits for this lock.
-            with self._asking:
-                _, number = self._client.subscribe([(topic, 1) for topic in batch])
-                if number is not None:
-                    self._asked[number] = batch
 
     def expect(self, devices: int) -> None:
         self._devices = devices
@@ -256,19 +239,14 @@ class PahoTransport:
         # again at once, regardless of the window. They are dropped here, as the broker drops the
         # state of a clean session.
         client.drop_out_messages()
-        self._asked.clear()
-        if self._topics:
-            self._subscribe(self._topics)
-        else:
+        if not self._subscriptions.ask_anew():
             self._begin()
 
     def _on_subscribe(
         self, _client: mqtt.Client, _data: Any, number: int, answers: list[ReasonCode], _said: Any
     ) -> None:
-        with self._asking:
-            answered = zip(self._asked.pop(number, ()), answers, strict=False)
-            is_last = not self._asked
-        denied = {topic: str(answer) for topic, answer in answered if answer.is_failure}
+        refusals = [str(answer) if answer.is_failure else "" for answer in answers]
+        denied, is_last = self._subscriptions.answered(number, refusals)
         if not denied:
             if is_last and not self._outbox.is_up:  # otherwise this is the answer to a later one
                 self._begin()
@@ -338,29 +316,8 @@ class PahoTransport:
             if self._address.ca is None and self._failures <= _PLAIN_FAILURES:
                 if self._closed_because:
                     self._inbox.complain(self._closed_because)
-            elif self._examining.acquire(blocking=False):
-                threading.Thread(target=self._examine, name="mqtt-examine", daemon=True).start()
-
-    def _examine(self) -> None:
-        """Find the cause in its own thread: a handshake takes longer than a callback may."""
-        try:
-            cause = self._cause() or self._closed_because
-            if cause:
-                self._inbox.complain(cause)
-        except RefusedError as error:
-            self._inbox.refuse(str(error))
-        finally:
-            self._examining.release()
-
-    def _cause(self) -> str:
-        """The reason why there is no link, or empty; raises RefusedError if it is permanent."""
-        try:
-            tls.examine(self._address, _EXAMINE_S)
-        except RefusedError:
-            raise
-        except FedclipError as error:
-            return port_probe.mismatch(self._address, _EXAMINE_S) or str(error)
-        return port_probe.mismatch(self._address, _EXAMINE_S) if self._address.ca is None else ""
+            else:
+                self._examination.start()
 
     def _on_message(self, _client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
         if len(message.payload) <= _TAKES_BYTES:
@@ -398,8 +355,3 @@ class PahoTransport:
 
     def _on_socket_close(self, _client: mqtt.Client, _data: Any, closing: Any) -> None:
         self._meter.closing()
-
-
-def _batches(topics: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    for begin in range(0, len(topics), _TOPICS_AT_ONCE):
-        yield tuple(topics[begin : begin + _TOPICS_AT_ONCE])

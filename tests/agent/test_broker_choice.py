@@ -14,7 +14,7 @@ from session_scene import state
 from fedclip_edge.agent.broker_choice import BrokerChoice
 from fedclip_edge.agent.state_db import StateDb, open_state_db
 from fedclip_edge.config.broker import BrokerAddress
-from fedclip_edge.protocol.messages import Address
+from fedclip_edge.protocol.message_parts import Address
 
 OLD = BrokerAddress("old.example", 8883, keepalive_s=7)
 NEW = replace(OLD, host="new.example", port=9883)

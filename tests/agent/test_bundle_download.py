@@ -30,7 +30,8 @@ from fedclip_edge.pki.bundle_description import describe, read_description
 from fedclip_edge.pki.bundle_signature import read_signature, sign_bundle
 from fedclip_edge.processes.children import Children
 from fedclip_edge.protocol import chunks, signing
-from fedclip_edge.protocol.messages import Blob, Want
+from fedclip_edge.protocol.message_parts import Blob
+from fedclip_edge.protocol.messages import Want
 from fedclip_edge.records import ClassTexts
 from fedclip_edge.vision.bundle import Bundle, Golden, read_bundle, replace_classes, write_bundle
 from fedclip_edge.vision.manifest import CLASSES, ENCODER

@@ -18,7 +18,8 @@ from fedclip_edge.config.agent import AgentConfig, DataConfig
 from fedclip_edge.errors import ConfigError, PeerError
 from fedclip_edge.learning import methods
 from fedclip_edge.protocol import chunks, wire
-from fedclip_edge.protocol.messages import Blob, Want
+from fedclip_edge.protocol.message_parts import Blob
+from fedclip_edge.protocol.messages import Want
 from fedclip_edge.records import Codec, Model, Plan
 
 CLASSES, D = class_texts(), 8

@@ -31,8 +31,8 @@ from fedclip_edge.agent.upload import REPEAT_S
 from fedclip_edge.errors import ConfigError, DiskError, RefusedError
 from fedclip_edge.protocol import chunks, signing, wire
 from fedclip_edge.protocol.cohort import cohort_hash
+from fedclip_edge.protocol.message_parts import Blob
 from fedclip_edge.protocol.messages import (
-    Blob,
     DeviceState,
     Hello,
     Kept,

@@ -31,7 +31,7 @@ from fedclip_edge.learning.method import LocalTask
 from fedclip_edge.learning.methods import zeroshot
 from fedclip_edge.learning.unknown import Rule, with_rule
 from fedclip_edge.protocol.codec import CODECS
-from fedclip_edge.protocol.messages import Capabilities, Pictures
+from fedclip_edge.protocol.message_parts import Capabilities, Pictures
 from fedclip_edge.protocol.report import Report
 from fedclip_edge.records import (
     Features,
@@ -211,7 +211,7 @@ def run_fleet(folder: Path, plan: Plan, data: dict[str, DeviceFeatures]) -> dict
         assert isinstance(session.learner, LocalTrainer)
         session.learner.data = its
     fleet.run()
-    reports = fleet.journal.reports(fleet.coordinator.run_state.run.id)
+    reports = fleet.journal.reports.all(fleet.coordinator.run_state.run.id)
     return {report.device: report for report in reports if report.round == plan.rounds}
 
 

@@ -22,12 +22,11 @@ import zstandard
 from capable import CAPABLE
 
 from fedclip_edge.protocol import chunks, codec, wire
+from fedclip_edge.protocol.message_parts import Blob, Exchange
 from fedclip_edge.protocol.messages import (
     KINDS,
-    Blob,
     CoordinatorState,
     DeviceState,
-    Exchange,
     Hello,
     Kept,
     Manifest,

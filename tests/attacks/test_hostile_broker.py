@@ -22,8 +22,8 @@ from fedclip_edge.coordinator.resume import resume_coordinator
 from fedclip_edge.errors import RefusedError
 from fedclip_edge.pki.registry import Device, Registry
 from fedclip_edge.protocol import chunks, signing, wire
+from fedclip_edge.protocol.message_parts import Blob
 from fedclip_edge.protocol.messages import (
-    Blob,
     CoordinatorState,
     Hello,
     Kept,

@@ -202,10 +202,10 @@ def test_a_run_completes_under_a_flood_with_the_same_model(
     assert done["refused_messages"] > 100
     assert site.events("judge")[-1]["refused_messages"] > 100
     journal = open_journal(tmp_path / "journal.sqlite")
-    run = journal.last_run()
+    run = journal.runs.last()
     assert run is not None
     shapes = methods.shapes(run.plan, random_bundle.classes, 16)
-    trained = master_model(journal.newest_model(run.id), shapes)
+    trained = master_model(journal.rounds.newest_model(run.id), shapes)
     journal.close()
     made = expected(random_bundle, run.plan)
     assert {n: t.tobytes() for n, t in trained.parameters.items()} == {

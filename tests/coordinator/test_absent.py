@@ -44,7 +44,7 @@ def a_run(folder: Path, registry: Registry, rules: RunRules, *numbers: int) -> F
 
 def counted_last(fleet: Fleet) -> list[str]:
     run = fleet.coordinator.run_state.run.id
-    return [last.device for last in fleet.journal.counted_last(run, 1)]
+    return [last.device for last in fleet.journal.contributions.counted_last(run, 1)]
 
 
 def test_a_device_that_is_away_counts_unless_it_was_revoked(tmp_path: Path) -> None:

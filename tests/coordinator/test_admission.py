@@ -29,14 +29,14 @@ REGISTRY = Registry(
 @pytest.fixture
 def journal(tmp_path: Path) -> Iterator[Journal]:
     opened = open_journal(tmp_path / "journal.sqlite")
-    opened.add_run(RUN, StoredModel(0, "a" * 64, b"model", b"", None))
+    opened.runs.add(RUN, StoredModel(0, "a" * 64, b"model", b"", None))
     yield opened
     opened.close()
 
 
 def admission_to(journal: Journal, registry: Registry | None) -> Admission:
     """The admission of a coordinator that starts now with the run RUN."""
-    return Admission(RUN, journal, Devices(journal.keys(RUN.id)), registry)
+    return Admission(RUN, journal, Devices(journal.devices.keys(RUN.id)), registry)
 
 
 def test_the_first_key_an_id_shows_is_its_key_also_after_a_restart(journal: Journal) -> None:
@@ -56,7 +56,7 @@ def test_a_registry_decides_whatever_was_shown_first(journal: Journal) -> None:
     admission = admission_to(journal, REGISTRY)
     assert admission.admit("cam-0", HELLO) is None
     assert admission.devices.keys["cam-0"] == KEY
-    assert journal.keys(RUN.id) == {"cam-0": KEY}
+    assert journal.devices.keys(RUN.id) == {"cam-0": KEY}
     refused = admission.admit("cam-1", HELLO)
     assert refused is not None
     assert "not enrolled" in refused.reason

@@ -34,7 +34,7 @@ def begin(path: Path, bundle: Bundle) -> Journal:
     journal = open_journal(path)
     run = Run("run-1", PLAN, bundle.manifest.encoder_id, bundle.classes.digest)
     initial = Schedule(PLAN, bundle.classes, bundle.manifest.dim).initial()
-    journal.add_run(run, stored_model(initial, {}, PLAN))
+    journal.runs.add(run, stored_model(initial, {}, PLAN))
     journal.next_epoch(above=41)
     return journal
 
@@ -97,9 +97,9 @@ def test_a_backup_of_a_plain_fleet_comes_back(plain: Path, tmp_path: Path) -> No
     with contextlib.closing(open_journal(config.journal)) as journal:
         journal.check()
         assert journal.epoch == 42
-        run = journal.unfinished_run()
+        run = journal.runs.unfinished()
         assert run is not None
-        assert journal.newest_model(run.id).round == 0
+        assert journal.rounds.newest_model(run.id).round == 0
 
 
 def test_the_operators_folder_comes_back_and_works_elsewhere(

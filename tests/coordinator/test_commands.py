@@ -45,9 +45,9 @@ def test_a_second_run_is_equal_to_the_first_and_one_from_its_model_is_not(served
     models = []
     for start in ("zero-shot", "zero-shot", "last"):
         run = served.finish()
-        models.append(served.fleet.journal.newest_model(run).payload)
+        models.append(served.fleet.journal.rounds.newest_model(run).payload)
         served.done("start", start=start)
-    models.append(served.fleet.journal.newest_model(served.finish()).payload)
+    models.append(served.fleet.journal.rounds.newest_model(served.finish()).payload)
     assert models[0] == models[1] == models[2]
     assert models[3] != models[0]
 
@@ -57,7 +57,7 @@ def test_each_run_has_a_later_epoch_and_every_device_takes_part(served: Served) 
     for _ in range(3):
         run = served.finish()
         epochs.append(served.server.coordinator.epoch)
-        assert set(served.fleet.journal.kept(run, PLAN.rounds)) == {"cam-0", "cam-1"}
+        assert set(served.fleet.journal.contributions.kept(run, PLAN.rounds)) == {"cam-0", "cam-1"}
         served.done("start")
     assert epochs == sorted(set(epochs))
 
@@ -113,7 +113,7 @@ def test_a_round_closes_early_with_what_is_in(served: Served) -> None:
     until(fleet, lambda: len(state(fleet).kept) == 1)
     served.done("close")
     assert closed(served) == 1
-    assert set(fleet.journal.kept(served.server.run.id, 1)) == {"cam-0"}
+    assert set(fleet.journal.contributions.kept(served.server.run.id, 1)) == {"cam-0"}
     assert "cam-1" not in state(fleet).missed
 
 
@@ -130,8 +130,8 @@ def test_a_run_ends_with_the_model_of_its_last_closed_round(served: Served, rest
     run = served.finish()
     journal = served.fleet.journal
     found = model_file.read(model_file.path_of(journal.path, run))
-    assert (found.model.round, journal.course(run).state) == (1, "done")
-    assert {report.round for report in journal.reports(run)} == {0, 1}
+    assert (found.model.round, journal.runs.course(run).state) == (1, "done")
+    assert {report.round for report in journal.reports.all(run)} == {0, 1}
     served.done("start", start=run)
     served.finish()
     assert closed(served) == 3
@@ -156,7 +156,7 @@ def test_an_abandoned_run_is_over_at_once_and_has_no_file(served: Served, restar
     assert served.server.coordinator.finished
     assert state(served.fleet).phase == "done"
     assert not model_file.path_of(served.fleet.journal.path, run).exists()
-    assert served.fleet.journal.newest_model(run).round == 2
+    assert served.fleet.journal.rounds.newest_model(run).round == 2
     served.done("start")
     served.finish()
 
@@ -179,8 +179,8 @@ def test_a_run_gets_more_rounds_while_its_last_one_is_open(
     run = served.finish()
     assert (closed(served), served.server.run.plan.rounds) == (5, 5)
     longer = trained(tmp_path / "longer", replace(PLAN, rounds=5))
-    expected = longer.fleet.journal.newest_model(longer.finish())
-    assert served.fleet.journal.newest_model(run).payload == expected.payload
+    expected = longer.fleet.journal.rounds.newest_model(longer.finish())
+    assert served.fleet.journal.rounds.newest_model(run).payload == expected.payload
 
 
 def test_rounds_can_be_taken_away_but_not_closed_ones(served: Served) -> None:
@@ -217,7 +217,9 @@ def test_the_journal_names_who_changed_what_and_no_refused_command(served: Serve
     served.done("start", start="last")
     served.refused("start")
     served.done("extend", rounds=4)
-    found = [(a.user, a.command, json.loads(a.arguments)) for a in served.fleet.journal.actions()]
+    found = [
+        (a.user, a.command, json.loads(a.arguments)) for a in served.fleet.journal.actions.all()
+    ]
     assert found == [
         ("operator", "start", {"start": "last"}),
         ("operator", "extend", {"rounds": 4}),

@@ -42,17 +42,16 @@ from fedclip_edge.config.fleet import RunRules
 from fedclip_edge.coordinator.deliveries import Deliveries
 from fedclip_edge.coordinator.devices import ENCODING_S
 from fedclip_edge.coordinator.journal import open_journal
+from fedclip_edge.coordinator.journal_contributions import Contributions
 from fedclip_edge.errors import ConfigError, JournalError, RefusedError, RunError
 from fedclip_edge.learning import methods
 from fedclip_edge.pki.registry import Device, Registry
 from fedclip_edge.protocol import chunks, signing, wire
 from fedclip_edge.protocol.cohort import cohort_hash
+from fedclip_edge.protocol.message_parts import CHUNK_BYTES, Blob, Encoding
 from fedclip_edge.protocol.messages import (
-    CHUNK_BYTES,
-    Blob,
     CoordinatorState,
     DeviceState,
-    Encoding,
     Hello,
     Kept,
     Manifest,
@@ -89,11 +88,11 @@ def test_a_run_ends_with_every_report_of_every_device(tmp_path: Path) -> None:
     fleet.run()
     run = fleet.coordinator.run_state.run.id
     expected = {(closed, f"cam-{n}") for closed in range(4) for n in range(2)}
-    reports = fleet.journal.reports(run)
+    reports = fleet.journal.reports.all(run)
     assert {(report.round, report.device) for report in reports} == expected
     assert all({"zero_shot", "federated"} <= report.accuracy.keys() for report in reports)
-    assert fleet.journal.rounds_closed(run) == 3
-    assert fleet.journal.unfinished_run() is None
+    assert fleet.journal.rounds.closed(run) == 3
+    assert fleet.journal.runs.unfinished() is None
     assert sum(fleet.coordinator.refused_messages.values()) == 0
     steps(fleet, 1)
     for session in fleet.sessions.values():
@@ -105,7 +104,7 @@ def test_the_same_run_ends_with_the_same_bytes_and_training_moves_them(tmp_path:
     bodies = []
     for name in "ab":
         fleet = joined(tmp_path / name)
-        first = fleet.journal.newest_model(fleet.coordinator.run_state.run.id).payload
+        first = fleet.journal.rounds.newest_model(fleet.coordinator.run_state.run.id).payload
         fleet.run()
         bodies.append(final(fleet))
         assert first != bodies[-1]
@@ -124,7 +123,7 @@ def test_who_only_evaluates_reports_and_changes_nothing(tmp_path: Path) -> None:
     assert final(fleet) == undisturbed()
     mine = [
         r.round
-        for r in fleet.journal.reports(fleet.coordinator.run_state.run.id)
+        for r in fleet.journal.reports.all(fleet.coordinator.run_state.run.id)
         if r.device == "cam-7"
     ]
     assert mine[-1] == 3
@@ -180,7 +179,9 @@ def contributions(fleet: Fleet, name: str) -> list[int]:
 def contributors(fleet: Fleet) -> list[set[str]]:
     """The devices that contributed to each round of the run, according to the journal."""
     run = fleet.coordinator.run_state.run.id
-    return [set(fleet.journal.kept(run, number)) for number in range(1, PLAN.rounds + 1)]
+    return [
+        set(fleet.journal.contributions.kept(run, number)) for number in range(1, PLAN.rounds + 1)
+    ]
 
 
 def test_a_limited_cohort_is_exact_in_every_round(tmp_path: Path) -> None:
@@ -672,7 +673,7 @@ def test_nothing_is_acknowledged_before_it_is_on_disk(
     def refuse(*_: object) -> None:
         raise JournalError("the disk is full")
 
-    monkeypatch.setattr(fleet.journal, "keep", refuse)
+    monkeypatch.setattr(Contributions, "keep", refuse)
     with pytest.raises(JournalError):
         steps(fleet, 40)
     assert not [message for message in said(heard) if isinstance(message, Kept)]
@@ -792,7 +793,7 @@ def test_a_manifest_that_was_lost_is_said_again_long_before_the_deadline(
     fleet.run(int(20 / TICK_S))
     assert final(fleet) == undisturbed()
     run = fleet.coordinator.run_state.run.id
-    assert {r.device for r in fleet.journal.reports(run) if r.round == 3} == {"cam-0", "cam-1"}
+    assert {r.device for r in fleet.journal.reports.all(run) if r.round == 3} == {"cam-0", "cam-1"}
 
 
 # Peers that violate the protocol.
@@ -1251,7 +1252,7 @@ def test_a_report_that_cannot_be_is_refused(fleet: Fleet, changes: dict[str, Any
     mallory.say(made, TOPICS.up("mallory"))
     fleet.step()
     assert fleet.coordinator.refused_messages["mallory"] == 1
-    assert "mallory" not in {found.device for found in fleet.journal.reports(run)}
+    assert "mallory" not in {found.device for found in fleet.journal.reports.all(run)}
 
 
 @pytest.mark.parametrize("joins", [True, False])
@@ -1265,7 +1266,7 @@ def test_a_report_of_an_earlier_run_is_late_and_not_refused(
     fleet.step()
     assert fleet.coordinator.refused_messages["mallory"] == 0
     assert "message_refused" not in capsys.readouterr().out
-    assert "mallory" not in {r.device for r in fleet.journal.reports("run-0")}
+    assert "mallory" not in {r.device for r in fleet.journal.reports.all("run-0")}
 
 
 @pytest.mark.parametrize("name", ["device", "round", "a=b\nc", "\ud800"])
@@ -1380,10 +1381,10 @@ def test_the_payloads_are_gone_once_the_round_is_closed(tmp_path: Path) -> None:
     fleet.run()
     run = fleet.coordinator.run_state.run.id
     for number in range(1, PLAN.rounds + 1):
-        assert len(fleet.journal.kept(run, number)) == 2
-    assert fleet.journal._rows("SELECT * FROM payload") == []
+        assert len(fleet.journal.contributions.kept(run, number)) == 2
+    assert fleet.journal.rows("SELECT * FROM payload") == []
     with pytest.raises(sqlite3.IntegrityError):
-        fleet.journal.keep(run, 1, "cam-0", "a" * 64, b"x", 0.5, 1)
+        fleet.journal.contributions.keep(run, 1, "cam-0", "a" * 64, b"x", 0.5, 1)
 
 
 def test_a_manifest_says_where_the_run_stands(fleet: Fleet) -> None:

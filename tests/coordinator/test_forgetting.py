@@ -171,7 +171,7 @@ def test_a_trained_model_is_not_computed_again_and_nothing_changes(tmp_path: Pat
     assert "starts from zero-shot CLIP" in str(raised.value)
     assert fleet.content() == before
     assert fleet.journal.epoch == epoch
-    assert fleet.journal.forgotten("run-1") == frozenset()
+    assert fleet.journal.devices.forgotten("run-1") == frozenset()
     fleet.begin("run-2")
     fleet.complete([device for device in FLEET if device != "cam-1"])
     done = fleet.forget("cam-1")
@@ -180,8 +180,8 @@ def test_a_trained_model_is_not_computed_again_and_nothing_changes(tmp_path: Pat
     again = fleet.forget("cam-1", delete_models=True)
     assert again.emptied == ("run-1",)
     assert not model_file.path_of(fleet.journal.path, "run-1").exists()
-    assert fleet.journal.rounds_closed("run-1") == 0
-    assert fleet.journal.rounds_closed("run-2") == 2
+    assert fleet.journal.rounds.closed("run-1") == 0
+    assert fleet.journal.rounds.closed("run-2") == 2
     assert fleet.forget("cam-1").remaining == ()
 
 
@@ -202,8 +202,8 @@ def test_the_newest_trained_model_can_be_deleted(tmp_path: Path) -> None:
     fleet.begin()
     fleet.complete(FLEET)
     assert fleet.forget("cam-1", delete_models=True).emptied == ("run-1",)
-    assert fleet.journal.newest_model("run-1").round == 0
-    assert fleet.journal.unfinished_run() is None
+    assert fleet.journal.rounds.newest_model("run-1").round == 0
+    assert fleet.journal.runs.unfinished() is None
 
 
 def test_a_device_can_leave_a_trained_run_before_its_first_round_is_closed(tmp_path: Path) -> None:
@@ -244,14 +244,14 @@ def test_a_run_that_the_operator_ended_is_not_opened_again(tmp_path: Path) -> No
     fleet = Journaled(tmp_path, FLEET)
     fleet.begin()
     fleet.close(FLEET)
-    fleet.journal.finish("run-1", abandoned=True)
+    fleet.journal.runs.finish("run-1", abandoned=True)
     (solved,) = fleet.forget("cam-3").solved
     assert (solved.closed, solved.is_open) == (1, False)
-    assert fleet.journal.course("run-1").state == "abandoned"
+    assert fleet.journal.runs.course("run-1").state == "abandoned"
     never = Journaled(tmp_path / "never", FLEET)
     never.begin()
     never.close(["cam-0", "cam-1", "cam-2"])
-    never.journal.finish("run-1", abandoned=True)
+    never.journal.runs.finish("run-1", abandoned=True)
     assert fleet.content() == never.content()
 
 
@@ -286,7 +286,7 @@ def test_a_run_of_another_bundle_is_named(tmp_path: Path) -> None:
         forget(fleet.journal, "cam-0", other, Choices(0.75))
     done = forget(fleet.journal, "cam-0", other, Choices(0.75, delete_models=True))
     assert done.emptied == ("run-1",)
-    assert fleet.journal.runs() == ()
+    assert fleet.journal.runs.all() == ()
 
 
 def test_an_unknown_device_is_named_with_the_nearest_known_one(tmp_path: Path) -> None:
@@ -304,7 +304,7 @@ def test_no_byte_of_the_device_stays_in_the_files(tmp_path: Path) -> None:
     for name in ("run-1", "run-2", "run-3"):
         fleet.begin(name)
         for device in FLEET:
-            fleet.journal.pin_key(
+            fleet.journal.devices.pin_key(
                 name, device, hashlib.sha256(f"{name} {device}".encode()).hexdigest()
             )
         samples.append(hashlib.sha256(f"{name} cam-3".encode()).hexdigest().encode())
@@ -426,8 +426,8 @@ def test_a_contribution_for_other_classes_does_not_count(tmp_path: Path) -> None
         *FLEET
     ]
     assert state.last_contributions() == (), 'with absent = "skip"'
-    assert journal.last_contributions(state.run.encoder_id, "d" * 64) == ()
-    assert journal.last_contributions("f" * 64, state.run.classes_digest) == ()
+    assert journal.contributions.last(state.run.encoder_id, "d" * 64) == ()
+    assert journal.contributions.last("f" * 64, state.run.classes_digest) == ()
 
 
 def test_a_contribution_that_does_not_fit_the_plan_does_not_count(tmp_path: Path) -> None:

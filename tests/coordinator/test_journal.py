@@ -49,7 +49,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def journal(path: Path) -> Iterator[Journal]:
     opened = open_journal(path)
-    opened.add_run(RUN, model(0))
+    opened.runs.add(RUN, model(0))
     yield opened
     opened.close()
 
@@ -83,20 +83,26 @@ def break_with(journal: Journal, statement: str, error: Exception) -> None:
 
 
 def test_what_is_kept_survives_reopening(journal: Journal, path: Path) -> None:
-    journal.keep("run-1", 1, "cam-01", sha256_of(b"one\0"), b"one\0", 0.5, 1)
-    journal.keep("run-1", 1, "cam-02", sha256_of(b"two"), b"two", 0.5, 1)
-    journal.keep("run-1", 2, "cam-01", "c" * 64, b"later", 0.5, 1)
-    journal.add_report(report(run="run-1"))
-    journal.pin_key("run-1", "cam-01", "d" * 64)
+    journal.contributions.keep("run-1", 1, "cam-01", sha256_of(b"one\0"), b"one\0", 0.5, 1)
+    journal.contributions.keep("run-1", 1, "cam-02", sha256_of(b"two"), b"two", 0.5, 1)
+    journal.contributions.keep("run-1", 2, "cam-01", "c" * 64, b"later", 0.5, 1)
+    journal.reports.add(report(run="run-1"))
+    journal.devices.pin_key("run-1", "cam-01", "d" * 64)
     # Not closed, as after a kill.
     again = open_journal(path)
-    assert again.unfinished_run() == again.last_run() == RUN
-    assert again.kept("run-1", 1) == {"cam-01": sha256_of(b"one\0"), "cam-02": sha256_of(b"two")}
-    assert list(again.contributions("run-1", 1)) == [("cam-01", b"one\0"), ("cam-02", b"two")]
-    assert list(again.contributions("run-2", 1)) == []
-    assert again.reports("run-1") == (report(run="run-1"),)
-    assert again.keys("run-1") == {"cam-01": "d" * 64}
-    assert same(again.newest_model("run-1"), model(0))
+    assert again.runs.unfinished() == again.runs.last() == RUN
+    assert again.contributions.kept("run-1", 1) == {
+        "cam-01": sha256_of(b"one\0"),
+        "cam-02": sha256_of(b"two"),
+    }
+    assert list(again.contributions.payloads("run-1", 1)) == [
+        ("cam-01", b"one\0"),
+        ("cam-02", b"two"),
+    ]
+    assert list(again.contributions.payloads("run-2", 1)) == []
+    assert again.reports.all("run-1") == (report(run="run-1"),)
+    assert again.devices.keys("run-1") == {"cam-01": "d" * 64}
+    assert same(again.rounds.newest_model("run-1"), model(0))
     again.close()
 
 
@@ -106,7 +112,7 @@ from pathlib import Path
 from fedclip_edge.coordinator.journal import open_journal
 journal = open_journal(Path(sys.argv[1]))
 body = bytes(1 << 20)
-journal.keep("run-1", 1, "cam-01", hashlib.sha256(body).hexdigest(), body, 0.5, 1)
+journal.contributions.keep("run-1", 1, "cam-01", hashlib.sha256(body).hexdigest(), body, 0.5, 1)
 os.kill(os.getpid(), 9)
 """
 
@@ -114,8 +120,8 @@ os.kill(os.getpid(), 9)
 def test_what_is_kept_survives_a_kill(journal: Journal, path: Path) -> None:
     subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False, timeout=60)
     body = bytes(1 << 20)
-    assert journal.kept("run-1", 1) == {"cam-01": sha256_of(body)}
-    assert list(journal.contributions("run-1", 1)) == [("cam-01", body)]
+    assert journal.contributions.kept("run-1", 1) == {"cam-01": sha256_of(body)}
+    assert list(journal.contributions.payloads("run-1", 1)) == [("cam-01", body)]
 
 
 def test_every_commit_is_synced(journal: Journal) -> None:
@@ -144,83 +150,83 @@ def test_the_first_contribution_per_run_round_and_device_stays(
         sha256 = hashlib.sha256(body).hexdigest()
         if (run, number, device) in first:
             with pytest.raises(sqlite3.IntegrityError):
-                journal.keep(run, number, device, sha256, body, 0.5, 1)
+                journal.contributions.keep(run, number, device, sha256, body, 0.5, 1)
         else:
-            journal.keep(run, number, device, sha256, body, 0.5, 1)
+            journal.contributions.keep(run, number, device, sha256, body, 0.5, 1)
             first[run, number, device] = body
     for run in ("run-1", "run-2"):
         for number in (1, 2):
-            found = dict(journal.contributions(run, number))
-            assert list(found) == list(journal.kept(run, number))
+            found = dict(journal.contributions.payloads(run, number))
+            assert list(found) == list(journal.contributions.kept(run, number))
             assert found == {d: b for (r, n, d), b in first.items() if (r, n) == (run, number)}
     journal.close()
 
 
 def test_closing_a_round_adds_the_model_and_deletes_what_made_it(journal: Journal) -> None:
-    journal.keep("run-1", 1, "cam-01", "a" * 64, b"one", 0.5, 1)
-    journal.keep("run-1", 2, "cam-01", sha256_of(b"two"), b"two", 0.5, 1)
-    assert journal.rounds_closed("run-1") == 0
+    journal.contributions.keep("run-1", 1, "cam-01", "a" * 64, b"one", 0.5, 1)
+    journal.contributions.keep("run-1", 2, "cam-01", sha256_of(b"two"), b"two", 0.5, 1)
+    assert journal.rounds.closed("run-1") == 0
     closed = model(1, b"next\0", b"moments")
-    journal.close_round("run-1", closed)
-    assert same(journal.newest_model("run-1"), closed)
-    assert journal.rounds_closed("run-1") == 1
+    journal.rounds.close("run-1", closed)
+    assert same(journal.rounds.newest_model("run-1"), closed)
+    assert journal.rounds.closed("run-1") == 1
     rows = database(journal).execute("SELECT round, size_bytes FROM contribution").fetchall()
     assert rows == [(1, 3), (2, 3)]
     assert database(journal).execute("SELECT body FROM payload").fetchall() == [(b"two",)]
-    assert list(journal.contributions("run-1", 2)) == [("cam-01", b"two")]
+    assert list(journal.contributions.payloads("run-1", 2)) == [("cam-01", b"two")]
     # A counted contribution stays known after its payload is deleted.
     with pytest.raises(sqlite3.IntegrityError):
-        journal.keep("run-1", 1, "cam-01", "a" * 64, b"one", 0.5, 1)
+        journal.contributions.keep("run-1", 1, "cam-01", "a" * 64, b"one", 0.5, 1)
 
 
 def test_a_round_cannot_close_twice(journal: Journal) -> None:
-    journal.close_round("run-1", model(1, b"first"))
+    journal.rounds.close("run-1", model(1, b"first"))
     with pytest.raises(sqlite3.IntegrityError):
-        journal.close_round("run-1", model(1, b"second"))
-    assert journal.newest_model("run-1").payload == b"first"
+        journal.rounds.close("run-1", model(1, b"second"))
+    assert journal.rounds.newest_model("run-1").payload == b"first"
 
 
 @pytest.mark.parametrize("statement", ["INSERT INTO model", "DELETE FROM payload"])
 def test_closing_a_round_happens_whole_or_not_at_all(
     journal: Journal, path: Path, statement: str
 ) -> None:
-    journal.keep("run-1", 1, "cam-01", sha256_of(b"one"), b"one", 0.5, 1)
+    journal.contributions.keep("run-1", 1, "cam-01", sha256_of(b"one"), b"one", 0.5, 1)
     break_with(journal, statement, sqlite3.OperationalError("database or disk is full"))
     with pytest.raises(JournalError, match=r"journal\.sqlite cannot be written \(database or disk"):
-        journal.close_round("run-1", model(1))
+        journal.rounds.close("run-1", model(1))
     for opened in (journal, open_journal(path)):
-        assert opened.rounds_closed("run-1") == 0
-        assert list(opened.contributions("run-1", 1)) == [("cam-01", b"one")]
+        assert opened.rounds.closed("run-1") == 0
+        assert list(opened.contributions.payloads("run-1", 1)) == [("cam-01", b"one")]
     opened.close()
 
 
 def test_a_bug_in_the_middle_changes_nothing_either(journal: Journal, path: Path) -> None:
-    journal.keep("run-1", 1, "cam-01", "a" * 64, b"one", 0.5, 1)
+    journal.contributions.keep("run-1", 1, "cam-01", "a" * 64, b"one", 0.5, 1)
     break_with(journal, "DELETE FROM payload", KeyError("no such thing"))
     with pytest.raises(KeyError):
-        journal.close_round("run-1", model(1))
+        journal.rounds.close("run-1", model(1))
     again = open_journal(path)
-    assert again.rounds_closed("run-1") == 0
+    assert again.rounds.closed("run-1") == 0
     again.close()
 
 
 def test_a_full_disk_is_said_and_nothing_is_half_there(journal: Journal) -> None:
-    journal.keep("run-1", 1, "cam-01", "a" * 64, b"one", 0.5, 1)
+    journal.contributions.keep("run-1", 1, "cam-01", "a" * 64, b"one", 0.5, 1)
     (pages,) = database(journal).execute("PRAGMA page_count").fetchone()
     database(journal).execute(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(JournalError, match="free or repair the disk and start again"):
-        journal.keep("run-1", 1, "cam-02", "b" * 64, bytes(1 << 20), 0.5, 1)
-    assert list(journal.kept("run-1", 1)) == ["cam-01"]
+        journal.contributions.keep("run-1", 1, "cam-02", "b" * 64, bytes(1 << 20), 0.5, 1)
+    assert list(journal.contributions.kept("run-1", 1)) == ["cam-01"]
 
 
 WRITES: list[Any] = [
     lambda journal: journal.next_epoch(),
-    lambda journal: journal.add_run(replace(RUN, id="run-2"), model(0)),
-    lambda journal: journal.finish("run-1"),
-    lambda journal: journal.keep("run-1", 1, "cam-01", "a" * 64, b"one", 0.5, 1),
-    lambda journal: journal.close_round("run-1", model(1)),
-    lambda journal: journal.add_report(report(run="run-1")),
-    lambda journal: journal.pin_key("run-1", "cam-01", "d" * 64),
+    lambda journal: journal.runs.add(replace(RUN, id="run-2"), model(0)),
+    lambda journal: journal.runs.finish("run-1"),
+    lambda journal: journal.contributions.keep("run-1", 1, "cam-01", "a" * 64, b"one", 0.5, 1),
+    lambda journal: journal.rounds.close("run-1", model(1)),
+    lambda journal: journal.reports.add(report(run="run-1")),
+    lambda journal: journal.devices.pin_key("run-1", "cam-01", "d" * 64),
 ]
 
 
@@ -234,7 +240,7 @@ def test_a_write_that_the_database_refuses_is_a_store_error(journal: Journal, wr
 
 
 def test_a_damaged_file_is_a_store_error(journal: Journal, path: Path) -> None:
-    journal.keep("run-1", 1, "cam-01", "a" * 64, bytes(100_000), 0.5, 1)
+    journal.contributions.keep("run-1", 1, "cam-01", "a" * 64, bytes(100_000), 0.5, 1)
     (page_bytes,) = database(journal).execute("PRAGMA page_size").fetchone()
     journal.close()
     raw = bytearray(path.read_bytes())
@@ -243,7 +249,7 @@ def test_a_damaged_file_is_a_store_error(journal: Journal, path: Path) -> None:
     path.write_bytes(raw)
     damaged = open_journal(path)
     with pytest.raises(JournalError, match="malformed"):
-        damaged.keep("run-1", 1, "cam-02", "b" * 64, b"two", 0.5, 1)
+        damaged.contributions.keep("run-1", 1, "cam-02", "b" * 64, b"two", 0.5, 1)
     damaged.close()
 
 
@@ -252,24 +258,26 @@ def test_what_is_added_while_the_journal_holds_is_on_disk_after_a_sync(
 ) -> None:
     other = open_journal(path)
     journal.hold()
-    journal.keep("run-1", 1, "cam-01", sha256_of(b"one"), b"one", 0.5, 1)
-    journal.add_report(report(run="run-1"))
-    journal.keep("run-1", 1, "cam-02", sha256_of(b"two"), b"two", 0.5, 1)
-    assert (other.kept("run-1", 1), other.reports("run-1")) == ({}, ())
-    other.finish("run-1")  # another process can write meanwhile
+    journal.contributions.keep("run-1", 1, "cam-01", sha256_of(b"one"), b"one", 0.5, 1)
+    journal.reports.add(report(run="run-1"))
+    journal.contributions.keep("run-1", 1, "cam-02", sha256_of(b"two"), b"two", 0.5, 1)
+    assert (other.contributions.kept("run-1", 1), other.reports.all("run-1")) == ({}, ())
+    other.runs.finish("run-1")  # another process can write meanwhile
     journal.sync()
-    assert list(other.kept("run-1", 1)) == ["cam-01", "cam-02"]
-    assert other.reports("run-1") == (report(run="run-1"),)
-    journal.keep("run-1", 1, "cam-03", "c" * 64, b"three", 0.5, 1)  # does not wait any more
-    assert list(other.kept("run-1", 1)) == ["cam-01", "cam-02", "cam-03"]
+    assert list(other.contributions.kept("run-1", 1)) == ["cam-01", "cam-02"]
+    assert other.reports.all("run-1") == (report(run="run-1"),)
+    journal.contributions.keep(
+        "run-1", 1, "cam-03", "c" * 64, b"three", 0.5, 1
+    )  # does not wait any more
+    assert list(other.contributions.kept("run-1", 1)) == ["cam-01", "cam-02", "cam-03"]
     other.close()
 
 
 @pytest.mark.parametrize(
     "write",
     [
-        lambda journal: journal.close_round("run-1", model(1)),
-        lambda journal: journal.pin_key("run-1", "cam-01", "d" * 64),
+        lambda journal: journal.rounds.close("run-1", model(1)),
+        lambda journal: journal.devices.pin_key("run-1", "cam-01", "d" * 64),
         lambda journal: journal.next_epoch(),
     ],
 )
@@ -277,11 +285,11 @@ def test_any_other_write_puts_what_was_held_on_disk_first(
     journal: Journal, path: Path, write: Any
 ) -> None:
     journal.hold()
-    journal.keep("run-1", 1, "cam-01", "a" * 64, b"one", 0.5, 1)
+    journal.contributions.keep("run-1", 1, "cam-01", "a" * 64, b"one", 0.5, 1)
     write(journal)
     journal.close()
     again = open_journal(path)
-    assert list(again.kept("run-1", 1)) == ["cam-01"]
+    assert list(again.contributions.kept("run-1", 1)) == ["cam-01"]
     again.close()
 
 
@@ -290,20 +298,20 @@ def test_an_addition_that_fails_takes_all_that_was_held_with_it(
 ) -> None:
     """The process ends then, and nothing of it was acknowledged."""
     journal.hold()
-    journal.keep("run-1", 1, "cam-01", "a" * 64, b"one", 0.5, 1)
-    journal.keep("run-1", 1, "cam-01", "b" * 64, b"two", 0.5, 1)
+    journal.contributions.keep("run-1", 1, "cam-01", "a" * 64, b"one", 0.5, 1)
+    journal.contributions.keep("run-1", 1, "cam-01", "b" * 64, b"two", 0.5, 1)
     with pytest.raises(sqlite3.IntegrityError):
         journal.sync()
     again = open_journal(path)
-    assert again.kept("run-1", 1) == {}
+    assert again.contributions.kept("run-1", 1) == {}
     again.close()
 
 
 @pytest.mark.parametrize(
     "write",
     [
-        lambda journal: journal.keep("run-1", 1, "cam-01", "a" * 64, b"one", 0.5, 1),
-        lambda journal: journal.add_report(report(run="run-1")),
+        lambda journal: journal.contributions.keep("run-1", 1, "cam-01", "a" * 64, b"one", 0.5, 1),
+        lambda journal: journal.reports.add(report(run="run-1")),
     ],
 )
 def test_who_was_taken_over_from_holds_nothing(journal: Journal, path: Path, write: Any) -> None:
@@ -314,7 +322,7 @@ def test_who_was_taken_over_from_holds_nothing(journal: Journal, path: Path, wri
     write(journal)
     with pytest.raises(RunError, match="took over"):
         journal.sync()
-    assert (other.kept("run-1", 1), other.reports("run-1")) == ({}, ())
+    assert (other.contributions.kept("run-1", 1), other.reports.all("run-1")) == ({}, ())
     other.close()
 
 
@@ -369,8 +377,8 @@ def test_who_was_taken_over_from_writes_nothing_more(
     other = open_journal(path)
     assert other.epoch == 1
     # Reading and writing do not claim the journal.
-    other.keep("run-1", 2, "cam-02", "b" * 64, b"two", 0.5, 1)
-    journal.keep("run-1", 2, "cam-03", "c" * 64, b"three", 0.5, 1)
+    other.contributions.keep("run-1", 2, "cam-02", "b" * 64, b"two", 0.5, 1)
+    journal.contributions.keep("run-1", 2, "cam-03", "c" * 64, b"three", 0.5, 1)
     assert other.next_epoch() == 2
     content = list(database(other).iterdump())
     with pytest.raises(RunError, match=r"took over the journal .* \(epoch 2\)"):
@@ -381,27 +389,27 @@ def test_who_was_taken_over_from_writes_nothing_more(
 
 
 def test_a_run_is_gone_on_with_until_it_is_finished(journal: Journal, path: Path) -> None:
-    journal.finish("run-1")
-    assert journal.unfinished_run() is None
-    assert journal.last_run() == RUN
+    journal.runs.finish("run-1")
+    assert journal.runs.unfinished() is None
+    assert journal.runs.last() == RUN
     newer = replace(RUN, id="a-run")  # runs are ordered by age, not by name
-    journal.add_run(newer, model(0))
-    assert journal.unfinished_run() == journal.last_run() == newer
+    journal.runs.add(newer, model(0))
+    assert journal.runs.unfinished() == journal.runs.last() == newer
     again = open_journal(path)
-    assert again.unfinished_run() == newer
+    assert again.runs.unfinished() == newer
     again.close()
 
 
 def test_runs_are_there_oldest_first(journal: Journal) -> None:
-    assert journal.runs() == (RUN,)
-    journal.add_run(replace(RUN, id="run-0"), model(0))
-    assert [run.id for run in journal.runs()] == ["run-1", "run-0"]
+    assert journal.runs.all() == (RUN,)
+    journal.runs.add(replace(RUN, id="run-0"), model(0))
+    assert [run.id for run in journal.runs.all()] == ["run-1", "run-0"]
 
 
 def test_an_empty_journal_has_no_run(path: Path) -> None:
     journal = open_journal(path)
-    assert journal.unfinished_run() is None
-    assert journal.last_run() is None
+    assert journal.runs.unfinished() is None
+    assert journal.runs.last() is None
     journal.close()
 
 
@@ -416,16 +424,16 @@ def test_what_is_read_back_is_what_was_written(
 ) -> None:
     journal = open_journal(tmp_path_factory.mktemp("journal") / "journal.sqlite")
     run = replace(RUN, plan=plan)
-    journal.add_run(run, model(0, body, state))
-    assert journal.last_run() == run
-    assert same(journal.newest_model("run-1"), model(0, body, state))
+    journal.runs.add(run, model(0, body, state))
+    assert journal.runs.last() == run
+    assert same(journal.rounds.newest_model("run-1"), model(0, body, state))
     last = {}
     for one in reports:
-        journal.add_report(one)
+        journal.reports.add(one)
         last[one.run, one.round, one.device] = one  # a later report replaces an earlier one
     for name in {one.run for one in reports}:
         expected = [last[key] for key in sorted(last) if key[0] == name]
-        assert list(journal.reports(name)) == expected
+        assert list(journal.reports.all(name)) == expected
     journal.close()
 
 
@@ -436,9 +444,9 @@ def test_a_device_has_one_key_in_each_run(journal: Journal) -> None:
         ("run-1", "cam-02", "c" * 64),
         ("run-2", "cam-01", "d" * 64),
     ):
-        journal.pin_key(run, device, key)
-    assert journal.keys("run-1") == {"cam-01": "b" * 64, "cam-02": "c" * 64}
-    assert journal.keys("run-2") == {"cam-01": "d" * 64}
+        journal.devices.pin_key(run, device, key)
+    assert journal.devices.keys("run-1") == {"cam-01": "b" * 64, "cam-02": "c" * 64}
+    assert journal.devices.keys("run-2") == {"cam-01": "d" * 64}
 
 
 def test_a_journal_of_another_version_is_left_alone(journal: Journal, path: Path) -> None:
@@ -486,11 +494,11 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_a_report_alone_is_not_waited_for(journal: Journal) -> None:
     said: list[str] = []
     database(journal).set_trace_callback(said.append)
-    journal.add_report(report())
+    journal.reports.add(report())
     assert any("synchronous = NORMAL" in statement for statement in said)
     assert database(journal).execute("PRAGMA synchronous").fetchone() == (2,)
     said.clear()
-    journal.keep("run-1", 1, "cam-01", "a" * 64, b"body", 0.5, 1)
+    journal.contributions.keep("run-1", 1, "cam-01", "a" * 64, b"body", 0.5, 1)
     assert not any("synchronous" in statement for statement in said)
 
 
@@ -506,7 +514,7 @@ def test_a_file_that_lost_its_content_is_no_new_journal(journal: Journal, path: 
 
 
 def test_a_log_without_its_journal_is_not_read_into_a_new_one(journal: Journal, path: Path) -> None:
-    journal.pin_key("run-1", "cam-01", "d" * 64)
+    journal.devices.pin_key("run-1", "cam-01", "d" * 64)
     log = path.with_name(f"{path.name}-wal")
     content = log.read_bytes()
     assert b"d" * 64 in content
@@ -514,7 +522,7 @@ def test_a_log_without_its_journal_is_not_read_into_a_new_one(journal: Journal, 
     path.unlink()
     log.write_bytes(content)
     again = open_journal(path)
-    assert (again.runs(), again.keys("run-1")) == ((), {})
+    assert (again.runs.all(), again.devices.keys("run-1")) == ((), {})
     again.close()
 
 
@@ -545,8 +553,8 @@ def test_a_row_that_differs_from_its_index_or_its_values_is_found(
     journal: Journal, path: Path, text: bytes, flipped: bytes, copies: int
 ) -> None:
     journal.check()
-    journal.keep("run-1", 1, "cam-01", "a" * 64, b"one", 0.5, 1)
-    journal.pin_key("run-1", "cam-02", "d" * 64)
+    journal.contributions.keep("run-1", 1, "cam-01", "a" * 64, b"one", 0.5, 1)
+    journal.devices.pin_key("run-1", "cam-02", "d" * 64)
     journal.close()
     raw = path.read_bytes()
     assert raw.count(text) == copies
@@ -558,7 +566,7 @@ def test_a_row_that_differs_from_its_index_or_its_values_is_found(
 
 
 def test_damage_to_a_page_is_said_in_one_line(journal: Journal, path: Path) -> None:
-    journal.add_action("operator", "start", "{}")  # its table has the last page
+    journal.actions.add("operator", "start", "{}")  # its table has the last page
     (page_bytes,) = database(journal).execute("PRAGMA page_size").fetchone()
     journal.close()
     raw = bytearray(path.read_bytes())
@@ -572,12 +580,12 @@ def test_damage_to_a_page_is_said_in_one_line(journal: Journal, path: Path) -> N
 
 
 def test_a_contribution_that_differs_from_its_hash_is_not_read(journal: Journal) -> None:
-    journal.keep("run-1", 1, "cam-01", sha256_of(b"one"), b"one", 0.5, 1)
+    journal.contributions.keep("run-1", 1, "cam-01", sha256_of(b"one"), b"one", 0.5, 1)
     database(journal).execute("UPDATE payload SET body = CAST('onf' AS BLOB)")
     with pytest.raises(
         JournalError, match=r"the contribution of cam-01 to round 1 .*: add --from-round 0"
     ):
-        list(journal.contributions("run-1", 1))
+        list(journal.contributions.payloads("run-1", 1))
 
 
 @settings(max_examples=20, deadline=None)
@@ -587,13 +595,13 @@ def test_a_run_keeps_its_newest_models(
 ) -> None:
     journal = open_journal(tmp_path_factory.mktemp("journal") / "journal.sqlite", keep)
     for run in ("run-1", "run-2"):
-        journal.add_run(replace(RUN, id=run), model(0))
+        journal.runs.add(replace(RUN, id=run), model(0))
     for number in range(1, rounds + 1):
-        journal.close_round("run-1", model(number, bytes([number])))
+        journal.rounds.close("run-1", model(number, bytes([number])))
     kept = [(number,) for number in range(rounds + 1)][-keep:]
     query = "SELECT round FROM model WHERE run = ? ORDER BY round"
     assert database(journal).execute(query, ("run-1",)).fetchall() == kept
-    assert same(journal.newest_model("run-2"), model(0))
+    assert same(journal.rounds.newest_model("run-2"), model(0))
     journal.close()
 
 
@@ -602,44 +610,46 @@ def test_the_pages_of_closed_rounds_are_used_again(journal: Journal) -> None:
     pages = []
     for number in range(1, 31):
         for device in range(4):
-            journal.keep("run-1", number, f"cam-{device}", "a" * 64, bytes(25_000), 0.5, 1)
-        journal.close_round("run-1", model(number, bytes(122_000)))
+            journal.contributions.keep(
+                "run-1", number, f"cam-{device}", "a" * 64, bytes(25_000), 0.5, 1
+            )
+        journal.rounds.close("run-1", model(number, bytes(122_000)))
         pages.append(database(journal).execute("PRAGMA page_count").fetchone()[0])
     assert pages[-1] == pages[5]
 
 
 def test_a_damaged_report_is_said(journal: Journal) -> None:
-    journal.add_report(report(run="run-1"))
+    journal.reports.add(report(run="run-1"))
     database(journal).execute("UPDATE report SET report = x'00' || substr(report, 2)")
     with pytest.raises(JournalError, match=r"is damaged: a report of run-1 cannot be read"):
-        journal.reports("run-1")
+        journal.reports.all("run-1")
 
 
 def kept(journal: Journal, round: int, device: str, norm: float, size: int = 4) -> None:
     payload = b"x" * size
-    journal.keep(RUN.id, round, device, sha256_of(payload), payload, norm, 1)
+    journal.contributions.keep(RUN.id, round, device, sha256_of(payload), payload, norm, 1)
 
 
 def test_what_each_device_sent_is_added_up_and_a_vote_has_no_norm(journal: Journal) -> None:
     for number, norm in ((1, 0.5), (2, 0.25), (3, 0.0)):
         kept(journal, number, "cam-1", norm, size=10 * number)
     kept(journal, 1, "cam-2", 0.125)
-    assert journal.sent(RUN.id, votes=(3,)) == {
+    assert journal.contributions.sent(RUN.id, votes=(3,)) == {
         "cam-1": Sent(contributions=3, size_bytes=60, norm=0.25),
         "cam-2": Sent(contributions=1, size_bytes=4, norm=0.125),
     }
-    assert journal.sent(RUN.id)["cam-1"].norm == 0.0
-    assert journal.sent("run-2") == {}
+    assert journal.contributions.sent(RUN.id)["cam-1"].norm == 0.0
+    assert journal.contributions.sent("run-2") == {}
 
 
 def test_the_newest_report_of_each_device_is_found(journal: Journal) -> None:
     reports = [report(device=d, round=n) for d, n in (("cam-1", 1), ("cam-1", 2), ("cam-2", 1))]
     for one in reports:
-        journal.add_report(one)
-    newest = journal.newest_reports(RUN.id)
+        journal.reports.add(one)
+    newest = journal.reports.newest(RUN.id)
     assert {device: one["round"] for device, one in newest.items()} == {"cam-1": 2, "cam-2": 1}
     assert Report(**newest["cam-2"]) == replace(reports[2], per_class={})
-    assert list(journal.reported(RUN.id)) == [reports[n].to_json() for n in (0, 2, 1)]
+    assert list(journal.reports.as_json(RUN.id)) == [reports[n].to_json() for n in (0, 2, 1)]
 
 
 # --- reading only --------------------------------------------------------------------------------
@@ -650,8 +660,8 @@ def test_a_journal_at_rest_is_read_without_a_trace(journal: Journal, path: Path)
     journal.close()
     before = {one.name: one.read_bytes() for one in path.parent.iterdir()}
     with contextlib.closing(open_journal_to_read(path)) as reading:
-        assert [run.id for run in reading.runs()] == [RUN.id]
-        assert reading.sent(RUN.id)["cam-1"].contributions == 1
+        assert [run.id for run in reading.runs.all()] == [RUN.id]
+        assert reading.contributions.sent(RUN.id)["cam-1"].contributions == 1
         with pytest.raises(JournalError):
             kept(reading, 1, "cam-2", 0.5)
     assert {one.name: one.read_bytes() for one in path.parent.iterdir()} == before
@@ -659,9 +669,9 @@ def test_a_journal_at_rest_is_read_without_a_trace(journal: Journal, path: Path)
 
 def test_a_journal_that_is_written_to_is_read_as_it_is_now(journal: Journal, path: Path) -> None:
     with contextlib.closing(open_journal_to_read(path)) as reading:
-        assert reading.sent(RUN.id) == {}
+        assert reading.contributions.sent(RUN.id) == {}
         kept(journal, 1, "cam-1", 0.5)
-        assert reading.sent(RUN.id)["cam-1"].contributions == 1
+        assert reading.contributions.sent(RUN.id)["cam-1"].contributions == 1
 
 
 def test_a_reader_makes_no_journal_and_refuses_what_is_none(tmp_path: Path) -> None:
@@ -685,11 +695,11 @@ def test_a_journal_in_a_folder_without_write_permission_can_be_read() -> None:
     with tempfile.TemporaryDirectory() as folder:  # other users cannot enter pytest's own folders
         path = Path(folder) / "j#1?.sqlite"
         with contextlib.closing(open_journal(path)) as made:
-            made.add_run(RUN, model(0))
+            made.runs.add(RUN, model(0))
         path.chmod(0o444)
         Path(folder).chmod(0o555)
         try:
             with without_root(), contextlib.closing(open_journal_to_read(path)) as reading:
-                assert [run.id for run in reading.runs()] == [RUN.id]
+                assert [run.id for run in reading.runs.all()] == [RUN.id]
         finally:
             Path(folder).chmod(0o755)

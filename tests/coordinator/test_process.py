@@ -55,11 +55,11 @@ def test_a_run_ends_with_every_round_closed_and_a_second_one_encodes_nothing(sit
             ready = [e for e in site.events(f"{name}-{attempt}") if e["event"] == "features_ready"]
             assert ready[0]["encoded"] == (36 if attempt == "first" else 0)
     with contextlib.closing(open_journal(site.folder / "journal.sqlite")) as journal:
-        run = journal.last_run()
+        run = journal.runs.last()
         assert run is not None
-        assert journal.rounds_closed(run.id) == 3
-        runs = [run.id for run in journal.runs()]
-        final = {r.device: r for r in journal.reports(run.id) if r.round == 3}
+        assert journal.rounds.closed(run.id) == 3
+        runs = [run.id for run in journal.runs.all()]
+        final = {r.device: r for r in journal.reports.all(run.id) if r.round == 3}
     for attempt, identifier in zip(("first", "second"), runs, strict=True):
         trainers = [e for e in site.events(f"serve-{attempt}") if "trainer" in e]
         assert {e["trainer"] for e in trainers} == {"judge"}
@@ -168,9 +168,9 @@ def test_unreadable_pictures_are_skipped_counted_and_named(site: Site) -> None:
     }
     assert named == {"letter.jpg", "cut.png"}
     with contextlib.closing(open_journal(site.folder / "journal.sqlite")) as journal:
-        run = journal.last_run()
+        run = journal.runs.last()
         assert run is not None
-        assert {report.skipped for report in journal.reports(run.id)} == {2}
+        assert {report.skipped for report in journal.reports.all(run.id)} == {2}
 
 
 @pytest.mark.one_python
@@ -210,9 +210,9 @@ def test_a_killed_coordinator_goes_on_where_its_journal_stands(site: Site) -> No
     (written,) = (e for e in site.events("serve") if e["event"] == "model_written")
     assert model_file.read(Path(written["path"])).model.round == 40
     with contextlib.closing(open_journal(site.folder / "journal.sqlite")) as journal:
-        run = journal.last_run()
+        run = journal.runs.last()
         assert run is not None
-        assert journal.rounds_closed(run.id) == 40
+        assert journal.rounds.closed(run.id) == 40
 
 
 @pytest.mark.one_python

@@ -14,7 +14,8 @@ from fedclip_edge.coordinator.receiver import UnfitError
 from fedclip_edge.coordinator.round_events import Arrived, Offered
 from fedclip_edge.errors import PeerError
 from fedclip_edge.protocol import chunks, wire
-from fedclip_edge.protocol.messages import Blob, Kept, Offer, Refused
+from fedclip_edge.protocol.message_parts import Blob
+from fedclip_edge.protocol.messages import Kept, Offer, Refused
 from fedclip_edge.records import Plan, Update
 
 SUMMING = Plan("ridge", codec_up="fp32")  # its updates also contain whole numbers (sums)

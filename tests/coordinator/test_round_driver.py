@@ -13,10 +13,12 @@ from receiver_desk import PLAN, Desk
 
 from fedclip_edge import model_file
 from fedclip_edge.config.fleet import RunRules
-from fedclip_edge.coordinator import round_driver, round_machine
+from fedclip_edge.coordinator import reminders, round_driver
 from fedclip_edge.coordinator.admission import Admission
 from fedclip_edge.coordinator.devices import Devices
 from fedclip_edge.coordinator.journal import Journal, open_journal
+from fedclip_edge.coordinator.journal_contributions import Contributions
+from fedclip_edge.coordinator.phase_open import ATTEMPTS
 from fedclip_edge.coordinator.receiver import UnfitError
 from fedclip_edge.coordinator.round_driver import RoundDriver
 from fedclip_edge.coordinator.round_events import (
@@ -28,7 +30,6 @@ from fedclip_edge.coordinator.round_events import (
     Tick,
     Waiting,
 )
-from fedclip_edge.coordinator.round_machine import ATTEMPTS
 from fedclip_edge.coordinator.round_state import RoundState
 from fedclip_edge.coordinator.run_state import RunState
 from fedclip_edge.errors import DiskError, RunError
@@ -99,7 +100,7 @@ def test_it_is_on_disk_before_it_is_acknowledged(
     def full(*_arguments: object) -> None:
         raise DiskError("no space left")
 
-    monkeypatch.setattr(Journal, "keep", full)
+    monkeypatch.setattr(Contributions, "keep", full)
     with pytest.raises(DiskError):
         stage.upload(stage.desk.body())
     assert stage.heard() == [Want]
@@ -111,7 +112,7 @@ def on_disk(stage: Stage) -> list[str]:
     """The devices whose contribution another process would find after a kill now."""
     state = stage.desk.run_state
     other = open_journal(state.journal.path)
-    kept = list(other.kept(state.run.id, 1))
+    kept = list(other.contributions.kept(state.run.id, 1))
     other.close()
     return kept
 
@@ -233,7 +234,7 @@ def test_another_contribution_to_the_round_is_refused(stage: Stage) -> None:
 
 
 def test_who_is_silent_is_told_again_and_at_the_deadline_forgotten(stage: Stage) -> None:
-    stage.rounds.handle(Tick(), round_machine.REMIND_S)
+    stage.rounds.handle(Tick(), reminders.REMIND_S)
     assert stage.heard() == [Manifest]
     stage.rounds.handle(Tick(), RULES.deadline_s)
     assert stage.rounds.devices.incarnations == {}

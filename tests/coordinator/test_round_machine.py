@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from fedclip_edge.config.fleet import RunRules
-from fedclip_edge.coordinator import attendance, round_machine
+from fedclip_edge.coordinator import attendance, phase_open, round_machine
 from fedclip_edge.coordinator.round_events import (
     Abandon,
     Acknowledge,
@@ -794,7 +794,7 @@ class Federation(RuleBasedStateMachine):
             elif isinstance(action, Finish):
                 self.finished += 1
             elif isinstance(action, Abandon):
-                assert self.state.attempt >= round_machine.ATTEMPTS
+                assert self.state.attempt >= phase_open.ATTEMPTS
                 assert self.trains <= {d for d in self.rejected if self.missed[d] >= 2}
         assert self.state.round >= before.round, "a closed round reopened"
         attempt = (before.round, before.attempt)

@@ -49,7 +49,7 @@ def journal(tmp_path: Path) -> Journal:
 def begun(journal: Journal) -> Run:
     """A run to which a device has said hello, and no more."""
     run = choose(journal).begin()
-    journal.pin_key(run.id, "cam-0", "a" * 64)
+    journal.devices.pin_key(run.id, "cam-0", "a" * 64)
     return run
 
 
@@ -69,12 +69,12 @@ def abandoned(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 def test_choosing_writes_nothing(journal: Journal) -> None:
     choose(journal)
-    assert journal.last_run() is None
+    assert journal.runs.last() is None
     run = choose(journal).begin()
     contribute(journal, run).close_round()
     choose(journal, new_run=True)
-    assert journal.runs() == (run,)
-    assert journal.unfinished_run() == run
+    assert journal.runs.all() == (run,)
+    assert journal.runs.unfinished() == run
 
 
 def test_the_same_settings_continue_the_run(journal: Journal, begun: Run) -> None:
@@ -89,7 +89,7 @@ def test_a_run_without_results_makes_way_for_other_settings_and_says_so(
     run = choose(journal, dataclasses.replace(PLAN, seed=1)).begin()
     assert run.id != begun.id
     assert run.plan.seed == 1
-    assert journal.unfinished_run() == run
+    assert journal.runs.unfinished() == run
     (said,) = abandoned(capsys)
     assert f"run={begun.id}" in said
     assert "plan.seed: 0 in the journal, 1 in fleet.toml" in said
@@ -136,7 +136,7 @@ def test_a_run_with_results_is_not_continued_under_other_settings(
     said = str(refused.value)
     for words in (begun.id, f"({int(closed)} of 3 rounds closed)", "--new-run", *expected):
         assert words in said
-    assert journal.unfinished_run() == begun
+    assert journal.runs.unfinished() == begun
 
 
 @pytest.mark.parametrize("changed", [False, True])
@@ -147,14 +147,14 @@ def test_a_new_run_that_is_asked_for_leaves_the_old_models_in_the_journal(
     state = contribute(journal, begun)
     if closed:
         state.close_round()
-    before = journal.newest_model(begun.id).payload
+    before = journal.rounds.newest_model(begun.id).payload
     plan = dataclasses.replace(PLAN, seed=1) if changed else PLAN
     run = choose(journal, plan, new_run=True).begin()
     assert run.id != begun.id
-    assert journal.unfinished_run() == run
-    assert journal.rounds_closed(run.id) == 0
-    assert [one.id for one in journal.runs()] == [begun.id, run.id]
-    assert journal.newest_model(begun.id).payload == before
+    assert journal.runs.unfinished() == run
+    assert journal.rounds.closed(run.id) == 0
+    assert [one.id for one in journal.runs.all()] == [begun.id, run.id]
+    assert journal.rounds.newest_model(begun.id).payload == before
     (said,) = abandoned(capsys)
     assert f"run={begun.id} rounds_closed={int(closed)} rounds=3" in said
     assert (f"predict --model {begun.id}" in said) == closed
@@ -163,7 +163,7 @@ def test_a_new_run_that_is_asked_for_leaves_the_old_models_in_the_journal(
 def test_asking_for_a_new_run_without_an_unfinished_one_is_no_error(
     journal: Journal, begun: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    journal.finish(begun.id)
+    journal.runs.finish(begun.id)
     assert choose(journal, new_run=True).begin().id != begun.id
     assert abandoned(capsys) == []
 
@@ -171,4 +171,4 @@ def test_asking_for_a_new_run_without_an_unfinished_one_is_no_error(
 def test_an_invalid_plan_changes_nothing(journal: Journal, begun: Run) -> None:
     with pytest.raises(ConfigError, match="fedklip"):
         choose(journal, dataclasses.replace(PLAN, method="fedklip"), new_run=True)
-    assert journal.unfinished_run() == begun
+    assert journal.runs.unfinished() == begun

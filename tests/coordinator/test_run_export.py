@@ -50,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture
 def found(folder: Path) -> Tracked:
     with contextlib.closing(open_journal_to_read(folder / "journal.sqlite")) as journal:
-        (run,) = journal.runs()
+        (run,) = journal.runs.all()
         return tracked(journal, run, "lab")
 
 
@@ -68,9 +68,9 @@ def test_the_figures_are_those_of_reports_contributions_and_the_vote(
     folder: Path, found: Tracked
 ) -> None:
     with contextlib.closing(open_journal_to_read(folder / "journal.sqlite")) as journal:
-        (run,) = journal.runs()
-        closed, reports = journal.rounds_closed(run.id), journal.reports(run.id)
-        contributed = journal.contributed(run.id)
+        (run,) = journal.runs.all()
+        closed, reports = journal.rounds.closed(run.id), journal.reports.all(run.id)
+        contributed = journal.contributions.all(run.id)
     for device in DEVICES:
         mine = {report.round: report for report in reports if report.device == device}
         assert mine.keys() == set(range(closed + 1))

@@ -41,12 +41,16 @@ def test_the_figures_are_those_of_the_reports_and_of_the_contributions(tmp_path:
     assert (found["state"], found["rounds_closed"], found["method"]) == ("done", 3, "fedclip")
     assert (list(found["devices"]), list(found["evaluators"])) == (["cam-0", "cam-1"], ["cam-2"])
     cam = found["devices"]["cam-1"]
-    last = {report.device: report for report in fleet.journal.reports(run_of(fleet).id)}["cam-1"]
+    last = {report.device: report for report in fleet.journal.reports.all(run_of(fleet).id)}[
+        "cam-1"
+    ]
     assert last.round == 3
     assert cam["accuracy"] == dict(last.accuracy)
     assert len(cam["accuracy_by_round"]) == 4
     assert cam["pictures"] == {"train": last.train_pictures, "test": last.test_pictures}
-    norms = [one[3] for one in fleet.journal.contributed(run_of(fleet).id) if one[1] == "cam-1"]
+    norms = [
+        one[3] for one in fleet.journal.contributions.all(run_of(fleet).id) if one[1] == "cam-1"
+    ]
     assert (cam["contributions"], cam["norm_largest"]) == (3, max(norms))
     assert cam["norm_by_round"] == {str(n): norm for n, norm in enumerate(norms, 1)}
     assert found["evaluators"]["cam-2"]["contributions"] == 0

@@ -21,7 +21,8 @@ from opened import opened
 from fedclip_edge import model_file
 from fedclip_edge.config.fleet import FleetConfig
 from fedclip_edge.coordinator import run_state
-from fedclip_edge.coordinator.journal import Journal, open_journal
+from fedclip_edge.coordinator.journal import open_journal
+from fedclip_edge.coordinator.journal_contributions import Contributions
 from fedclip_edge.coordinator.run_choice import choose_run
 from fedclip_edge.errors import ConfigError, JournalError, PeerError
 from fedclip_edge.learning.schedule import Schedule
@@ -123,7 +124,7 @@ def test_only_a_lossy_codec_costs_a_second_copy(
     small = {name: np.full(shape, 0.001, np.float32) for name, shape in shapes.items()}
     state.total.add(Update("sum", 1, small))
     state.close_round()
-    sizes = journal._rows("SELECT LENGTH(body), master IS NOT NULL FROM model ORDER BY round")
+    sizes = journal.rows("SELECT LENGTH(body), master IS NOT NULL FROM model ORDER BY round")
     assert [bool(master) for _, master in sizes] == [stored_twice] * 2
     assert sizes[1][0] == len(state.stored.payload)
 
@@ -139,8 +140,8 @@ def test_what_was_kept_is_known_after_its_round_closed(tmp_path: Path) -> None:
     assert not state.has_kept("cam-0", 2, sha256)
     assert not state.has_kept("cam-1", 1, sha256)
     assert not state.has_kept("cam-0", 1, "a" * 64)
-    assert state.journal.kept_bytes(state.run.id, 1) == len(body)
-    assert state.journal.kept_bytes(state.run.id, 2) == 0
+    assert state.journal.contributions.kept_bytes(state.run.id, 1) == len(body)
+    assert state.journal.contributions.kept_bytes(state.run.id, 2) == 0
 
 
 def test_what_the_disk_refuses_is_not_in_the_sum(
@@ -151,7 +152,7 @@ def test_what_the_disk_refuses_is_not_in_the_sum(
     def full(*_: object) -> None:
         raise JournalError("full")
 
-    monkeypatch.setattr(Journal, "keep", full)
+    monkeypatch.setattr(Contributions, "keep", full)
     with pytest.raises(JournalError):
         state.keep(*contribution(state, "cam-0", 0))
     assert state.total.weight == 0
@@ -190,7 +191,7 @@ def test_a_run_is_finished_with_its_model_in_a_file(tmp_path: Path) -> None:
     assert (found.run, found.plan, found.model.round) == (state.run.id, PLAN, 1)
     for name, term in state.model.parameters.items():
         np.testing.assert_array_equal(found.model.parameters[name], term)
-    assert state.journal.unfinished_run() is None
+    assert state.journal.runs.unfinished() is None
 
 
 def test_a_run_whose_model_cannot_be_written_stays_unfinished(tmp_path: Path) -> None:
@@ -198,7 +199,7 @@ def test_a_run_whose_model_cannot_be_written_stays_unfinished(tmp_path: Path) ->
     (tmp_path / "models").write_text("in the way")
     with pytest.raises(JournalError, match=r"the model .* cannot be written .*start again"):
         state.finish()
-    assert state.journal.unfinished_run() == state.run
+    assert state.journal.runs.unfinished() == state.run
     (tmp_path / "models").unlink()
     again = open_books(tmp_path)
     assert again.run == state.run
@@ -213,7 +214,7 @@ def half_a_round(folder: Path) -> run_state.RunState:
     state = open_books(folder)
     state.journal.next_epoch()
     for number, device in enumerate(DEVICES):
-        state.journal.pin_key(state.run.id, device, str(number) * 64)
+        state.journal.devices.pin_key(state.run.id, device, str(number) * 64)
         state.keep(*contribution(state, device, number))
     state.close_round()
     state.keep(*contribution(state, "cam-0", 2))
@@ -232,7 +233,10 @@ def second_round(folder: Path, *, lost: bool = False) -> tuple[str, bytes]:
         state = open_books(folder)
         if not lost:
             assert (state.model.round, list(state.kept())) == (1, ["cam-0"])
-            assert state.journal.keys(state.run.id) == {"cam-0": "0" * 64, "cam-1": "1" * 64}
+            assert state.journal.devices.keys(state.run.id) == {
+                "cam-0": "0" * 64,
+                "cam-1": "1" * 64,
+            }
         state.journal.next_epoch()
         while state.model.round < 2:
             for number, device in enumerate(DEVICES):
@@ -316,8 +320,8 @@ def test_damage_is_said_with_the_round_to_go_back_to(tmp_path: Path, what: str) 
     journal = opened(open_journal(config(tmp_path).journal))
     if whole == 0:
         with pytest.raises(ConfigError, match=r"models are of the rounds 0; name one"):
-            journal.rewind(state.run.id, 1)
-    journal.rewind(state.run.id, whole)
+            journal.rounds.rewind(state.run.id, 1)
+    journal.rounds.rewind(state.run.id, whole)
     again = open_books(tmp_path)
     assert again.run == state.run
     assert (again.model.round, again.kept()) == (whole, {})
@@ -335,7 +339,7 @@ def test_after_going_back_the_same_contributions_give_the_same_model(tmp_path: P
     half_a_round(tmp_path)
     *_, (_, model) = undamaged()
     state = open_books(tmp_path)
-    state.journal.rewind(state.run.id, 0)
+    state.journal.rounds.rewind(state.run.id, 0)
     state = open_books(tmp_path)
     for seeds in ((0, 1), (2, 3)):
         for number, seed in enumerate(seeds):

@@ -91,14 +91,18 @@ def test_one_process_serves_run_after_run_and_a_restart_starts_none(site: Site) 
     (serving,) = events(site, "serving", "again")
     assert (serving["run"], serving["over"], serving["started_from"]) == (second, True, first)
     with journal_of(site) as journal:
-        assert [run.id for run in journal.runs()] == [first, second]
-        courses = [journal.course(run) for run in (first, second)]
+        assert [run.id for run in journal.runs.all()] == [first, second]
+        courses = [journal.runs.course(run) for run in (first, second)]
         assert [course.state for course in courses] == ["done", "done"]
         assert [course.started_from for course in courses] == ["zero-shot", first]
-        (action,) = journal.actions()
+        (action,) = journal.actions.all()
         assert (action.user, action.command) == (getpass.getuser(), "start")
         assert json.loads(action.arguments) == {"start": "last"}
-        assert journal.newest_model(first).round == journal.newest_model(second).round == 2
+        assert (
+            journal.rounds.newest_model(first).round
+            == journal.rounds.newest_model(second).round
+            == 2
+        )
     for run in (first, second):
         assert rounds_of(site, run) == 2
     assert (agent.poll(), again.poll()) == (None, None)
@@ -134,9 +138,9 @@ def test_a_manual_start_waits_for_the_operator_who_pauses_extends_and_ends_runs(
     said("run", "abandon", fleet)
     assert "is abandoned; start the next run" in refused("run", "abandon", fleet)
     with journal_of(site) as journal:
-        states = [journal.course(run.id).state for run in journal.runs()]
+        states = [journal.runs.course(run.id).state for run in journal.runs.all()]
         assert states == ["done", "done", "abandoned"]
-        commands = [action.command for action in journal.actions()]
+        commands = [action.command for action in journal.actions.all()]
     expected = ["start", "pause", "extend", "resume", "start", "close", "start", "abandon"]
     assert commands == expected
     assert "has no run 'run-none'" in refused("run", "start", fleet, "--from", "run-none")
@@ -157,10 +161,10 @@ def test_new_pictures_start_a_run_that_uses_them(site: Site) -> None:
         shutil.copy(path, folder / name / f"new-{path.name}")
     _, second = wait_for_runs(site, 2)
     with journal_of(site) as journal:
-        course = journal.course(second)
+        course = journal.runs.course(second)
         assert (course.started_by, course.started_from) == ("schedule: 5 new pictures", first)
-        (before,) = {r.train_pictures for r in journal.reports(first)}
-        (after,) = {r.train_pictures for r in journal.reports(second)}
+        (before,) = {r.train_pictures for r in journal.reports.all(first)}
+        (after,) = {r.train_pictures for r in journal.reports.all(second)}
     assert after > before
 
 
@@ -168,7 +172,9 @@ DIES = """
 import os, signal, sys
 
 from fedclip_edge.cli.main import main
-from fedclip_edge.coordinator import journal, round_driver, run_state, server
+from fedclip_edge.coordinator import (
+    journal_actions, journal_runs, round_driver, run_state, server
+)
 
 
 def die(*_, **__):
@@ -193,23 +199,23 @@ def before(cls, name):
 
 step = sys.argv.pop(1)
 if step == "model file":
-    journal.Journal.finish = die
+    journal_runs.Runs.finish = die
 elif step == "run done":
-    after(journal.Journal, "finish")
+    after(journal_runs.Runs, "finish")
 elif step == "action":
-    after(journal.Journal, "add_action")
+    after(journal_actions.Actions, "add")
 elif step == "new run":
-    after(journal.Journal, "add_run", lambda self: len(self.runs()) > 1)
+    after(journal_runs.Runs, "add", lambda self: len(self.all()) > 1)
 elif step == "epoch":
     server.coordinate = (
         lambda make: lambda config, run, book, *a, **k: die()
-        if len(book.runs()) > 1 else make(config, run, book, *a, **k)
+        if len(book.runs.all()) > 1 else make(config, run, book, *a, **k)
     )(server.coordinate)
     from fedclip_edge.coordinator import process
 elif step == "goodbye":
     after(server.Coordinator, "say_goodbye")
 elif step == "announced":
-    after(server.Server, "open", lambda self: len(self.journal.runs()) > 1)
+    after(server.Server, "open", lambda self: len(self.journal.runs.all()) > 1)
 main()
 """
 
@@ -239,7 +245,7 @@ def test_a_kill_between_two_runs_loses_nothing(site: Site, step: str) -> None:
     again.send_signal(signal.SIGTERM)
     assert again.wait(system.DEADLINE_S) == 0
     with journal_of(site) as journal:
-        runs = [run.id for run in journal.runs()]
-        assert [journal.course(run).state for run in runs] == ["done", "done"]
+        runs = [run.id for run in journal.runs.all()]
+        assert [journal.runs.course(run).state for run in runs] == ["done", "done"]
     for run in runs:
         assert rounds_of(site, run) == 1

@@ -12,7 +12,8 @@ from coordinated_fleet import RULES, device, joined, make, state, steps, until
 from in_memory import Fleet
 
 from fedclip_edge.coordinator import snapshot
-from fedclip_edge.protocol.messages import DeviceState, Encoding
+from fedclip_edge.protocol.message_parts import Encoding
+from fedclip_edge.protocol.messages import DeviceState
 
 
 def status(fleet: Fleet, **options: Any) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from fedclip_edge.coordinator.slots import Slots
 from fedclip_edge.coordinator.uploads import LEASE_S, REPAIR_S, Uploads
 from fedclip_edge.errors import PeerError
 from fedclip_edge.protocol.chunks import blob_of, split
-from fedclip_edge.protocol.messages import Blob, Offer, Want
+from fedclip_edge.protocol.message_parts import Blob
+from fedclip_edge.protocol.messages import Offer, Want
 
 
 def body(device: str) -> bytes:

@@ -26,9 +26,12 @@ from simulated_processes import SimulatedProcess
 from fedclip_edge.agent.session import Session
 from fedclip_edge.agent.state_db import PendingUpdate, RunPosition, StateDb
 from fedclip_edge.agent.upload import Upload
-from fedclip_edge.coordinator import round_events, round_machine
+from fedclip_edge.coordinator import phase_gathering, round_events, round_machine
 from fedclip_edge.coordinator.coordinator import Coordinator
-from fedclip_edge.coordinator.journal import Journal
+from fedclip_edge.coordinator.device_messages import DeviceMessages
+from fedclip_edge.coordinator.journal_contributions import Contributions
+from fedclip_edge.coordinator.journal_file import JournalFile
+from fedclip_edge.coordinator.journal_rounds import Rounds
 from fedclip_edge.coordinator.journal_tables import LastContribution
 from fedclip_edge.coordinator.publisher import Publisher
 from fedclip_edge.coordinator.receiver import Arrival
@@ -38,7 +41,7 @@ from fedclip_edge.coordinator.run_state import ClosedRound, RunState
 from fedclip_edge.protocol.chunks import Incoming, Ranges
 from fedclip_edge.protocol.messages import Manifest
 from fedclip_edge.records import Arrays, Contribution
-from fedclip_edge.storage.sqlite import errors_as
+from fedclip_edge.storage.sqlite import Connection, errors_as
 from fedclip_edge.transport.fair_queue import FairQueue
 
 SEEDS = 500  # more than twice the number that suffices to find each of the bugs below
@@ -142,7 +145,7 @@ def says_kept_before_it_is(
 
 
 def commits_with_the_next(
-    self: Journal,
+    self: Contributions,
     run: str,
     round: int,
     device: str,
@@ -151,11 +154,12 @@ def commits_with_the_next(
     norm: float,
     weight: int,
 ) -> None:
-    added = self._database.execute(
+    database = self.file._database
+    added = database.execute(
         "INSERT INTO contribution VALUES (NULL, ?, ?, ?, ?, ?, ?, ?)",
         (run, round, device, sha256, len(body), norm, weight),
     )
-    self._database.execute("INSERT INTO payload VALUES (?, ?)", (added.lastrowid, body))
+    database.execute("INSERT INTO payload VALUES (?, ?)", (added.lastrowid, body))
 
 
 def acknowledges_before_the_sync(self: RoundDriver, action: round_events.Keep, now: float) -> None:
@@ -166,8 +170,8 @@ def acknowledges_before_the_sync(self: RoundDriver, action: round_events.Keep, n
 def adds_what_it_keeps_already(
     self: RunState, contribution: Contribution, sha256: str, body: bytes
 ) -> float:
-    if contribution.device not in self.journal.kept(self.run.id, contribution.round):
-        self.journal.keep(
+    if contribution.device not in self.journal.contributions.kept(self.run.id, contribution.round):
+        self.journal.contributions.keep(
             self.run.id, contribution.round, contribution.device, sha256, body, 0.5, 1
         )
     self.total.add(contribution.update)
@@ -178,19 +182,19 @@ def resumes_without_what_is_kept(self: RunState) -> dict[str, str]:
     return {}
 
 
-def closes_with_the_next(self: Journal, *arguments: Any) -> int:
-    vars(self)["late"] = arguments
+def closes_with_the_next(self: Rounds, *arguments: Any) -> int:
+    vars(self.file)["late"] = self, *arguments
     return 0
 
 
 @contextmanager
 def writes_what_is_late(
-    self: Journal, writing: Any = Journal._writing, close: Any = Journal.close_round
-) -> Iterator[None]:
+    self: JournalFile, transaction: Any = JournalFile.transaction, close: Any = Rounds.close
+) -> Iterator[Connection]:
     if "late" in vars(self):
-        close(self, *vars(self).pop("late"))
-    with writing(self):
-        yield
+        close(*vars(self).pop("late"))
+    with transaction(self) as database:
+        yield database
 
 
 def never_repeats_an_offer(self: Session, now: float) -> bool:
@@ -252,7 +256,7 @@ def listens_on(self: Coordinator, *, anew: bool = False) -> None:
     pass
 
 
-def stays_below(self: Coordinator, *_: object) -> None:
+def stays_below(self: DeviceMessages, *_: object) -> None:
     pass
 
 
@@ -276,12 +280,12 @@ def one_that(habit: str) -> Callable[[World], dict[str, str]]:
     return lambda world: {"bad-0": habit}
 
 
-def writes_on(self: Journal) -> Iterator[None]:
+def writes_on(self: JournalFile) -> Iterator[Connection]:
     with errors_as(self._unusable("written")), self._database:
-        yield
+        yield self._database
 
 
-def claims_for_ever(self: Journal) -> None:
+def claims_for_ever(self: JournalFile) -> None:
     pass
 
 
@@ -330,7 +334,7 @@ BUGS: dict[str, tuple[str, Bug, int]] = {
         ),
         100,
     ),
-    "commits with the next": ("lost", replaced((Journal, "keep", commits_with_the_next)), 100),
+    "commits with the next": ("lost", replaced((Contributions, "keep", commits_with_the_next)), 100),
     "adds a duplicate": (
         "twice",
         replaced(
@@ -341,7 +345,10 @@ BUGS: dict[str, tuple[str, Bug, int]] = {
     ),
     "closes a round with the next commit": (
         "reopened",
-        replaced((Journal, "close_round", closes_with_the_next), (Journal, "_writing", writes_what_is_late)),
+        replaced(
+            (Rounds, "close", closes_with_the_next),
+            (JournalFile, "transaction", writes_what_is_late),
+        ),
         100,
     ),
     "throws the vote away": (
@@ -358,13 +365,13 @@ BUGS: dict[str, tuple[str, Bug, int]] = {
     "writes on after a take-over": (
         "lost reopened twice ends",
         replaced(
-            (Journal, "_writing", contextmanager(writes_on)),
-            (Journal, "check_claim", claims_for_ever),
+            (JournalFile, "transaction", contextmanager(writes_on)),
+            (JournalFile, "check_claim", claims_for_ever),
         ),
         100,
     ),
     "stays below the epoch that its devices have heard of": (
-        "ends progress", replaced((Coordinator, "_raise_epoch", stays_below)), 200
+        "ends progress", replaced((DeviceMessages, "_raise_epoch", stays_below)), 200
     ),
     "gives no chunk of a model again": (
         "ends progress", replaced((Publisher, "send_wanted", gives_no_chunk_again)), 200
@@ -382,7 +389,7 @@ BUGS: dict[str, tuple[str, Bug, int]] = {
     "never stops waiting in gathering": (
         "progress",
         replaced(
-            (round_machine, "_miss_gathering", waits_on), (habits, "leavers", all_but_one)
+            (phase_gathering, "_miss_gathering", waits_on), (habits, "leavers", all_but_one)
         ),
         100,
     ),

@@ -64,7 +64,7 @@ def test_a_run_goes_on_after_its_coordinator_is_lost(tmp_path: Path, random_bund
         assert serving["epoch"] > before["epoch"]
         config = load_fleet(tmp_path / "new" / "fleet.toml")
         with contextlib.closing(open_journal(config.journal)) as journal:
-            run = journal.last_run()
+            run = journal.runs.last()
             assert run is not None
             assert run.id == before["run"]
-            assert journal.rounds_closed(run.id) == ROUNDS
+            assert journal.rounds.closed(run.id) == ROUNDS

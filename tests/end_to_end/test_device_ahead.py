@@ -50,7 +50,9 @@ def test_it_says_hello_and_the_coordinator_takes_a_later_epoch(fleet: Fleet) -> 
     fleet.coordinator.say_goodbye()
     fleet.step()
     assert door.finished
-    last = [r for r in fleet.journal.reports(fleet.coordinator.run_state.run.id) if r.round == 2]
+    last = [
+        r for r in fleet.journal.reports.all(fleet.coordinator.run_state.run.id) if r.round == 2
+    ]
     assert {report.device for report in last} == {"cam-1", "cam-2", "door"}
 
 

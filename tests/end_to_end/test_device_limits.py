@@ -43,8 +43,8 @@ def test_rounds_go_on_with_devices_that_withhold_pictures_or_reports(tmp_path: P
         fleet.step()
     run = fleet.coordinator.run_state.run.id
     for closed in (1, 2):
-        assert set(fleet.journal.kept(run, closed)) == {"cam-a", "cam-quiet"}
-    assert {report.device for report in fleet.journal.reports(run)} == {"cam-a", "cam-few"}
+        assert set(fleet.journal.contributions.kept(run, closed)) == {"cam-a", "cam-quiet"}
+    assert {report.device for report in fleet.journal.reports.all(run)} == {"cam-a", "cam-few"}
     for name in ("cam-a", "cam-few", "cam-quiet", "cam-silent"):
         with (tmp_path / name / "predictions.csv").open(encoding="utf-8") as file:
             assert "federated" in next(csv.reader(file)), name

@@ -146,14 +146,14 @@ def finished_journal(folder: Path, bundle: Bundle, *rounds: Mapping[str, int]) -
     path = folder / "journal.sqlite"
     with contextlib.closing(open_journal(path)) as journal:
         matrix.keep_every_model(path)
-        journal.add_run(run, run_state.stored_model(model, {}, plan))
+        journal.runs.add(run, run_state.stored_model(model, {}, plan))
         for counts in rounds:
             total = ExactSum(plan)
             for device, times in counts.items():
                 for _ in range(times):
                     total.add(update_of(model, device, VARIANT))
             model, _ = methods.combine(model, total, {})
-            journal.close_round(run.id, run_state.stored_model(model, {}, plan))
+            journal.rounds.close(run.id, run_state.stored_model(model, {}, plan))
         trained = model_file.TrainedModel(model, run.id, plan, run.encoder_id, run.classes_digest)
         file = model_file.path_of(path, run.id)
         file.parent.mkdir()
@@ -215,14 +215,14 @@ def voted_journal(folder: Path, bundle: Bundle, decided: Decided) -> Path:
     path = folder / "journal.sqlite"
     with contextlib.closing(open_journal(path)) as journal:
         matrix.keep_every_model(path)
-        journal.add_run(run, run_state.stored_model(model, {}, plan))
+        journal.runs.add(run, run_state.stored_model(model, {}, plan))
         total = ExactSum(plan)
         for device in AGENTS:
             total.add(update_of(model, device, VARIANT))
         model, state = schedule.close(model, total, {})
-        journal.close_round(run.id, run_state.stored_model(model, state, plan))
+        journal.rounds.close(run.id, run_state.stored_model(model, state, plan))
         _, model = matrix.voted(schedule, model, state, decided)
-        journal.close_round(run.id, run_state.stored_model(model, {}, plan))
+        journal.rounds.close(run.id, run_state.stored_model(model, {}, plan))
     trained = model_file.TrainedModel(model, run.id, plan, run.encoder_id, run.classes_digest)
     file = model_file.path_of(path, run.id)
     file.parent.mkdir()

@@ -19,7 +19,7 @@ from fedclip_edge.config.fleet import RunRules
 from fedclip_edge.errors import DiskError
 from fedclip_edge.learning import local, methods, mixture
 from fedclip_edge.learning.methods import zeroshot
-from fedclip_edge.learning.schedule import exchanges
+from fedclip_edge.learning.run_steps import exchanges
 from fedclip_edge.protocol import wire
 from fedclip_edge.records import Features, Model, Plan
 from fedclip_edge.simulating.federation import Round, federate
@@ -80,8 +80,8 @@ def test_it_comes_to_the_model_of_a_real_federation_byte_for_byte(
             min_per_class=floor,
         )
     real.run()
-    reports = real.journal.reports(real.coordinator.run_state.run.id)
-    kept = real.journal.newest_model(real.coordinator.run_state.run.id)
+    reports = real.journal.reports.all(real.coordinator.run_state.run.id)
+    kept = real.journal.rounds.newest_model(real.coordinator.run_state.run.id)
     simulated = run(plan, min_per_class=floor)
     assert model_bytes(simulated[-1].model) == model_bytes(real.coordinator.run_state.model)
     assert wire.pack_model(simulated[-1].model, plan.codec_down) == kept.payload  # type: ignore[arg-type]

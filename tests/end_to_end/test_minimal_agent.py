@@ -52,10 +52,12 @@ def test_its_contributions_are_kept(
     (done,) = [event for event in site.events("serve") if event["event"] == "run_done"]
     assert done["refused_messages"] == 0
     journal = open_journal(tmp_path / "journal.sqlite")
-    run = journal.last_run()
+    run = journal.runs.last()
     assert run is not None
     shapes = Schedule(run.plan, random_bundle.classes, 16).layout(rounds + 1).parameters
-    trained = mixture.members_of(master_model(journal.newest_model(run.id), shapes))["fedclip"]
+    trained = mixture.members_of(master_model(journal.rounds.newest_model(run.id), shapes))[
+        "fedclip"
+    ]
     journal.close()
     for name, values in initial(run.plan, random_bundle).items():
         # One per cent per round; the codecs lose at most a few per cent of that.

@@ -159,7 +159,7 @@ def test_in_a_run_each_device_keeps_its_own_and_reports_it(tmp_path: Path) -> No
         data = session.learner.data  # type: ignore[attr-defined]
         session.learner.data = replace(data, validation=shifted(40, i + 5))  # type: ignore[attr-defined]
     fleet.run()
-    reports = fleet.journal.reports(fleet.coordinator.run_state.run.id)
+    reports = fleet.journal.reports.all(fleet.coordinator.run_state.run.id)
     assert all(("personal" in report.accuracy) == (report.round == 2) for report in reports)
     for report in reports[-2:]:
         found = model_file.read(tmp_path / report.device / "personal.safetensors").model

@@ -15,7 +15,8 @@ from fedclip_edge.learning import ballot, local, methods, mixture, moments, stra
 from fedclip_edge.learning.ballot import DEFAULT, ENOUGH, Choice
 from fedclip_edge.learning.kinds import averaged
 from fedclip_edge.learning.methods import gda, linear, ridge, zeroshot
-from fedclip_edge.learning.schedule import Schedule, Step, exchanges
+from fedclip_edge.learning.run_steps import Step, exchanges
+from fedclip_edge.learning.schedule import Schedule
 from fedclip_edge.learning.strategy import State, Total
 from fedclip_edge.protocol import wire
 from fedclip_edge.records import Contribution, Features, Layout, Model, Plan, Update

@@ -12,7 +12,8 @@ from fedclip_edge.errors import PeerError
 from fedclip_edge.learning import ballot, gate, local, methods, mixture, unknown
 from fedclip_edge.learning.methods import zeroshot
 from fedclip_edge.learning.operations import NUMPY
-from fedclip_edge.learning.schedule import Schedule, exchanges
+from fedclip_edge.learning.run_steps import exchanges
+from fedclip_edge.learning.schedule import Schedule
 from fedclip_edge.learning.unknown import BINS, NEVER
 from fedclip_edge.protocol import wire
 from fedclip_edge.records import Contribution, Features, Model, Plan, Scalar, Update

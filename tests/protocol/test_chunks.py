@@ -18,7 +18,8 @@ from fedclip_edge.coordinator.slots import Slots
 from fedclip_edge.errors import PeerError
 from fedclip_edge.protocol import signing, wire
 from fedclip_edge.protocol.chunks import Incoming, blob_of, fit_to_packets, is_chunk, split
-from fedclip_edge.protocol.messages import CHUNK_BYTES, MAX_CHUNKS, MAX_GAPS, Blob, Want
+from fedclip_edge.protocol.message_parts import CHUNK_BYTES, MAX_CHUNKS, Blob
+from fedclip_edge.protocol.messages import MAX_GAPS, Want
 from fedclip_edge.transport.outbox import packet_size_bytes
 
 DATA = bytes(range(100))

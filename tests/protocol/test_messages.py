@@ -11,14 +11,11 @@ from example_manifest import BLOB, KEY, SHA, manifest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedclip_edge.protocol import messages
+from fedclip_edge.protocol import message_parts, messages
+from fedclip_edge.protocol.message_parts import CHUNK_BYTES, Blob, Capabilities, Encoding
 from fedclip_edge.protocol.messages import (
-    CHUNK_BYTES,
-    Blob,
-    Capabilities,
     CoordinatorState,
     DeviceState,
-    Encoding,
     Hello,
     Kept,
     Offer,
@@ -148,7 +145,7 @@ LOOSE: tuple[tuple[messages.Message | Capabilities | Encoding, str, object], ...
     (Kept("run-1", 1, SHA), "number", -1),
     (Kept("run-1", 1, SHA), "sha256", ""),
     (Refused("no", "contribution"), "reason", "x" * (messages.MAX_REASON + 1)),
-    (Refused("no", "run"), "classes", ("c",) * (messages.MAX_CLASSES + 1)),
+    (Refused("no", "run"), "classes", ("c",) * (message_parts.MAX_CLASSES + 1)),
     (Refused("no", "run"), "classes", ("c" * 129,)),
     (Refused("no", "run"), "classes", ("\x1b[2J",)),
     (Encoding(0, 1), "done", -1),

@@ -15,7 +15,7 @@ from protocol_fields import CONSTANTS, FIELDS, MEANINGS, RULES
 from fedclip_edge.config.fleet import RunRules
 from fedclip_edge.config.reading import read_table
 from fedclip_edge.errors import ConfigError
-from fedclip_edge.protocol import messages, wire
+from fedclip_edge.protocol import message_parts, messages, wire
 from fedclip_edge.protocol.hand_over import HandOver
 from fedclip_edge.records import Plan
 
@@ -25,14 +25,14 @@ RECORDS: dict[type[Any], dict[str, Any]] = {
     type(message): json.loads(json.dumps(message, default=vars))
     for message in examples.EXAMPLES.values()
 }
-RECORDS[messages.Blob] = RECORDS[messages.Offer]["blob"]
-RECORDS[messages.Encoding] = RECORDS[messages.DeviceState]["encoding"]
-RECORDS[messages.Address] = RECORDS[messages.CoordinatorState]["moved_to"]
+RECORDS[message_parts.Blob] = RECORDS[messages.Offer]["blob"]
+RECORDS[message_parts.Encoding] = RECORDS[messages.DeviceState]["encoding"]
+RECORDS[message_parts.Address] = RECORDS[messages.CoordinatorState]["moved_to"]
 RECORDS[HandOver] = RECORDS[messages.CoordinatorState]["hand_overs"][0]
 RECORDS[Plan] = RECORDS[messages.Manifest]["plan"]
-RECORDS[messages.Exchange] = RECORDS[messages.Manifest]["exchange"]
-RECORDS[messages.Capabilities] = RECORDS[messages.Hello]["capabilities"]
-RECORDS[messages.Pictures] = RECORDS[messages.Capabilities]["pictures"]
+RECORDS[message_parts.Exchange] = RECORDS[messages.Manifest]["exchange"]
+RECORDS[message_parts.Capabilities] = RECORDS[messages.Hello]["capabilities"]
+RECORDS[message_parts.Pictures] = RECORDS[message_parts.Capabilities]["pictures"]
 EVERY_FIELD = [(cls, name) for cls, names in FIELDS.items() for name in names]
 
 
@@ -70,7 +70,7 @@ def test_each_limit_is_the_one_that_holds(cls: type[Any], name: str) -> None:
     right = RECORDS[cls]
     for value in taken:
         # The limits on two fields of a blob depend on each other.
-        chunks = {"chunk_bytes": messages.CHUNK_BYTES} if name == "size_bytes" else {}
+        chunks = {"chunk_bytes": message_parts.CHUNK_BYTES} if name == "size_bytes" else {}
         read_table(cls, {**right, **chunks, name: value}, "x")
     for value in refused:
         with pytest.raises(ConfigError):

@@ -26,20 +26,22 @@ from fedclip_edge.errors import PeerError
 from fedclip_edge.protocol import codec, signing, wire
 from fedclip_edge.protocol.chunks import is_chunk
 from fedclip_edge.protocol.hand_over import HandOver
-from fedclip_edge.protocol.messages import (
+from fedclip_edge.protocol.message_parts import (
     CHUNK_BYTES,
-    KINDS,
     Blob,
     Capabilities,
+    Exchange,
+    Pictures,
+)
+from fedclip_edge.protocol.messages import (
+    KINDS,
     CoordinatorState,
     DeviceState,
-    Exchange,
     Hello,
     Kept,
     Manifest,
     Message,
     Offer,
-    Pictures,
     Refused,
     Want,
 )

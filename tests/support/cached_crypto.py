@@ -19,7 +19,7 @@ from in_memory import class_texts
 from fedclip_edge import log
 from fedclip_edge.learning.schedule import Schedule
 from fedclip_edge.protocol import chunks, signing, wire
-from fedclip_edge.protocol.messages import Blob
+from fedclip_edge.protocol.message_parts import Blob
 from fedclip_edge.protocol.signing import Identity
 from fedclip_edge.records import Plan
 from fedclip_edge.transport import inbox

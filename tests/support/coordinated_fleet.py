@@ -54,7 +54,7 @@ def steps(fleet: Fleet, count: int) -> None:
 
 def final(fleet: Fleet) -> bytes:
     assert fleet.coordinator.finished
-    newest = fleet.journal.newest_model(fleet.coordinator.run_state.run.id)
+    newest = fleet.journal.rounds.newest_model(fleet.coordinator.run_state.run.id)
     assert newest.round == PLAN.rounds
     return newest.payload
 
@@ -71,9 +71,9 @@ def undisturbed(count: int = 2) -> bytes:
 
 def final_of(fleet: Fleet) -> bytes:
     again = open_journal(fleet.config.journal)
-    run = again.last_run()
+    run = again.runs.last()
     assert run is not None
-    body = again.newest_model(run.id).payload
+    body = again.rounds.newest_model(run.id).payload
     again.close()
     return body
 

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedclip_edge.protocol.messages import (
-    Blob,
-    Exchange,
-    Manifest,
-)
+from fedclip_edge.protocol.message_parts import Blob, Exchange
+from fedclip_edge.protocol.messages import Manifest
 from fedclip_edge.records import Plan
 
 SHA, KEY = "a" * 64, "b" * 64

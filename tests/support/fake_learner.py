@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from capable import CAPABLE
 
-from fedclip_edge.protocol.messages import Capabilities, Pictures
+from fedclip_edge.protocol.message_parts import Capabilities, Pictures
 from fedclip_edge.protocol.report import Report
 from fedclip_edge.records import Measured, Model, Plan, Role, Shapes, Update
 

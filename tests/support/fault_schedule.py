@@ -117,7 +117,7 @@ def _lose_journal(world: World) -> None:
     if world.backup[0] and world.laws is not None:
         journal = open_journal(disk.path)
         try:
-            run = journal.last_run()
+            run = journal.runs.last()
             if run is not None and run.id == world.laws.run.id:
                 world.laws.journal_replaced(journal)
         finally:

@@ -53,12 +53,12 @@ class Journaled:
         run = Run(name, methods.with_defaults(self.plan), ENCODER, CLASSES.digest)
         initial = Schedule(run.plan, CLASSES, D).initial()
         origin = Origin(model=started_from)
-        self.journal.add_run(run, stored_model(initial, {}, run.plan), origin)
+        self.journal.runs.add(run, stored_model(initial, {}, run.plan), origin)
         return self.state()
 
     def state(self, *, counts_absent: bool = False) -> RunState:
         """The state of the newest run, as a process that has just started reads it."""
-        run = self.journal.last_run()
+        run = self.journal.runs.last()
         assert run is not None
         schedule = Schedule(run.plan, CLASSES, D)
         return open_run_state(run, self.journal, schedule, counts_absent=counts_absent)

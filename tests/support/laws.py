@@ -132,32 +132,32 @@ class Laws:
         """Check the journal after a commit or a restart."""
         self._follow(journal)
         run = self.run
-        closed = journal.rounds_closed(run.id)
+        closed = journal.rounds.closed(run.id)
         if closed < len(self.models) - 1 or closed < self.announced:
             raise BrokenLawError(
                 "reopened", f"{closed} rounds closed on disk, {self.announced} announced"
             )
         for number in range(1, closed + 1):
-            kept = journal.kept(run.id, number)
+            kept = journal.contributions.kept(run.id, number)
             if number < len(self.models):
                 if kept != self.closed_with[number - 1]:
                     raise BrokenLawError("reopened", f"round {number} has other contributions now")
             else:
                 self._close(number, kept, journal)
-        self._kept = journal.kept(run.id, closed + 1)
+        self._kept = journal.contributions.kept(run.id, closed + 1)
         for (number, device), sha256 in self.acknowledged.items():
             known = self._kept if number > closed else self.closed_with[number - 1]
             if known.get(device) != sha256:
                 raise BrokenLawError(
                     "lost", f"{device}'s acknowledged contribution to round {number} is missing"
                 )
-        newest = journal.newest_model(run.id)
+        newest = journal.rounds.newest_model(run.id)
         if (newest.sha256, newest.payload) != (self.models[-1].sha256, self.models[-1].payload):
             raise BrokenLawError("equal", f"the model that closes round {closed} has other bytes")
 
     def _follow(self, journal: Journal) -> None:
         """Follow the operator, who has changed the number of rounds."""
-        run = journal.last_run()
+        run = journal.runs.last()
         if run is not None and run.id == self.run.id and run.plan != self.run.plan:
             self.run, self.schedule = run, self.schedule.with_rounds(run.plan.rounds)
 
@@ -166,7 +166,7 @@ class Laws:
         self.check(state.journal)
         number = len(self.models)
         # A run that the operator has ended may have left a round open, whose payloads are deleted.
-        is_over = state.journal.course(state.run.id).is_over
+        is_over = state.journal.runs.course(state.run.id).is_over
         if state.model.round == number - 1 and not is_over:
             self._check_sum(number, self._kept, state.total)
 
@@ -179,16 +179,16 @@ class Laws:
     def journal_replaced(self, journal: Journal) -> None:
         """Forget what came after the old copy that the journal was replaced with."""
         run = self.run.id
-        closed = journal.rounds_closed(run)
+        closed = journal.rounds.closed(run)
         del self.models[closed + 1 :], self.masters[closed + 1 :], self.closed_with[closed:]
-        kept = {number: journal.kept(run, number) for number in range(1, closed + 2)}
+        kept = {number: journal.contributions.kept(run, number) for number in range(1, closed + 2)}
         self.acknowledged = {
             (number, device): sha256
             for (number, device), sha256 in self.acknowledged.items()
             if kept.get(number, {}).get(device) == sha256
         }
         self.announced, self.epoch, self._open = closed, 0, None
-        self._state = safetensors.numpy.load(journal.newest_model(run).server_state)
+        self._state = safetensors.numpy.load(journal.rounds.newest_model(run).server_state)
 
     def _close(self, number: int, kept: dict[str, str], journal: Journal) -> None:
         total, before = self._sum(number, kept), self.masters[-1]
@@ -199,7 +199,7 @@ class Laws:
             had_quorum = len(kept) >= math.ceil(self.quorum * self.trainers)
             default, _ = self.schedule.close(before, total, self._state, decided=False)
             if not had_quorum and self._published(default).payload == (
-                journal.newest_model(self.run.id).payload
+                journal.rounds.newest_model(self.run.id).payload
             ):
                 model = default
         self._state = state

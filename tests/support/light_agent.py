@@ -25,7 +25,7 @@ from fedclip_edge.agent.features import DeviceFeatures
 from fedclip_edge.agent.trainer import LocalTrainer
 from fedclip_edge.cli.main import main
 from fedclip_edge.config.agent import AgentConfig
-from fedclip_edge.learning.schedule import steps
+from fedclip_edge.learning.run_steps import steps
 from fedclip_edge.records import Features, Measured, Model, Plan, Update
 from fedclip_edge.vision.bundle import Bundle
 

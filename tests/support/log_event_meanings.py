@@ -23,7 +23,7 @@ PROGRAMS: Mapping[str, str] = {
     "coordinator/": COORDINATOR,
     "learning/methods/": BOTH,
     "learning/kinds.py": BOTH,
-    "learning/schedule.py": BOTH,
+    "learning/vote_result.py": BOTH,
     "learning/strategies/": BOTH,
     "pki/": BOTH,
     "processes/": BOTH,

@@ -450,9 +450,9 @@ class World:
         """Check the state on disk of a run that is over."""
         assert self.laws is not None
         journal = Journal(simulated.disk.path, simulated.view._database)
-        run = journal.last_run()
+        run = journal.runs.last()
         assert run is not None
-        course = journal.course(run.id)
+        course = journal.runs.course(run.id)
         state = run_state.open_run_state(run, journal, schedule(run.plan))
         self.laws.check_run_state(state)
         exchanges = len(schedule(run.plan).steps)

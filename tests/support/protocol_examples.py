@@ -30,7 +30,7 @@ from protocol_fields import CONSTANTS, FIELDS, MEANINGS, RULES
 from fedclip_edge.config.fleet import RunRules
 from fedclip_edge.learning.aggregation import ExactSum
 from fedclip_edge.pki.mosquitto import access_list
-from fedclip_edge.protocol import chunks, codec, messages, topics, wire
+from fedclip_edge.protocol import chunks, codec, message_parts, messages, topics, wire
 from fedclip_edge.protocol.cohort import EVERYBODY, cohort_hash
 from fedclip_edge.protocol.exchange import open_exchange
 from fedclip_edge.protocol.hand_over import HandOver, hand_over
@@ -88,21 +88,23 @@ EXAMPLES: Mapping[str, messages.Message] = {
         online=True,
         key=COORDINATOR.key,
         hand_overs=(HANDED_OVER,),
-        moved_to=messages.Address("broker.example", 8883),
+        moved_to=message_parts.Address("broker.example", 8883),
     ),
-    "device": messages.DeviceState("5b2d", online=True, encoding=messages.Encoding(1200, 30000)),
+    "device": messages.DeviceState(
+        "5b2d", online=True, encoding=message_parts.Encoding(1200, 30000)
+    ),
     "hello": messages.Hello(
         "5b2d",
         DEVICE.key,
         "roof",
         ENCODER,
         CLASSES,
-        messages.Capabilities(
+        message_parts.Capabilities(
             ("train", "evaluate"),
             ("fedclip", "ridge"),
             ("fp32", "fp16", "int8"),
             5,
-            messages.Pictures(
+            message_parts.Pictures(
                 train=60,
                 validation=20,
                 test=20,
@@ -385,13 +387,13 @@ def classes_digest() -> str:
 
 # The records that are fields of messages.
 NESTED = (
-    messages.Blob,
+    message_parts.Blob,
     HandOver,
-    messages.Address,
-    messages.Encoding,
-    messages.Capabilities,
-    messages.Pictures,
-    messages.Exchange,
+    message_parts.Address,
+    message_parts.Encoding,
+    message_parts.Capabilities,
+    message_parts.Pictures,
+    message_parts.Exchange,
     Plan,
 )
 PARTS: dict[str, Callable[[], str]] = {

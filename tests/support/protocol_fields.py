@@ -20,29 +20,33 @@ from fedclip_edge.agent import (
 from fedclip_edge.coordinator import (
     attendance,
     coordinator,
+    device_messages,
     devices,
+    phase_open,
     process,
-    round_machine,
+    reminders,
     round_state,
     uploads,
 )
 from fedclip_edge.learning import aggregation
-from fedclip_edge.protocol import chunks, codec, messages, topics, wire
+from fedclip_edge.protocol import chunks, codec, message_parts, messages, topics, wire
 from fedclip_edge.protocol.hand_over import HandOver
-from fedclip_edge.protocol.messages import (
+from fedclip_edge.protocol.message_parts import (
     CHUNK_BYTES,
     Address,
     Blob,
     Capabilities,
-    CoordinatorState,
-    DeviceState,
     Encoding,
     Exchange,
+    Pictures,
+)
+from fedclip_edge.protocol.messages import (
+    CoordinatorState,
+    DeviceState,
     Hello,
     Kept,
     Manifest,
     Offer,
-    Pictures,
     Refused,
     Want,
 )
@@ -50,7 +54,7 @@ from fedclip_edge.protocol.report import Report
 from fedclip_edge.records import Plan
 from fedclip_edge.transport import base, inbox, outbox
 
-_COUNT = messages._MAX_COUNT
+_COUNT = message_parts.MAX_COUNT
 _SHA = "a" * 64
 
 # name -> its text, accepted values, refused values
@@ -429,11 +433,11 @@ CONSTANTS: Mapping[str, tuple[object, str]] = {
     ),
     "LEASE_S": (uploads.LEASE_S, "without a new chunk, before a device loses its upload slot"),
     "REMIND_S": (
-        round_machine.REMIND_S,
+        reminders.REMIND_S,
         "before a silent device gets the manifest again; then at 2, 4, 8, ... times that",
     ),
     "ATTEMPTS": (
-        round_machine.ATTEMPTS,
+        phase_open.ATTEMPTS,
         "attempts at a round before the coordinator stops, if every contribution is refused",
     ),
     "PAUSE_S": (
@@ -451,7 +455,7 @@ CONSTANTS: Mapping[str, tuple[object, str]] = {
         attendance.STEADY_DEADLINES,
         "deadlines within which a device goes away twice to be unsteady",
     ),
-    "EPOCHS_AT_ONCE": (coordinator._EPOCHS_AT_ONCE, "largest rise of the epoch by one hello"),
+    "EPOCHS_AT_ONCE": (device_messages._EPOCHS_AT_ONCE, "largest rise of the epoch by one hello"),
     "LISTEN_S": (process._LISTEN_S, "time that a starting coordinator listens for another one"),
     "ALONE_S": (handshake._ALONE_S, "longest wait between hellos without a coordinator"),
     "ALONE_HELLOS": (

@@ -17,10 +17,9 @@ from fedclip_edge.agent.state_db import open_state_db
 from fedclip_edge.config.agent import AgentConfig, DataConfig
 from fedclip_edge.learning import methods
 from fedclip_edge.protocol import chunks, signing, wire
+from fedclip_edge.protocol.message_parts import Blob, Exchange
 from fedclip_edge.protocol.messages import (
-    Blob,
     CoordinatorState,
-    Exchange,
     Kept,
     Manifest,
     Message,

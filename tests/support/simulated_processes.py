@@ -34,7 +34,8 @@ from fedclip_edge.errors import PeerError
 from fedclip_edge.learning import ballot
 from fedclip_edge.pki.registry import Device, Registry
 from fedclip_edge.protocol import wire
-from fedclip_edge.protocol.messages import CoordinatorState, Manifest, Pictures
+from fedclip_edge.protocol.message_parts import Pictures
+from fedclip_edge.protocol.messages import CoordinatorState, Manifest
 from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.records import COORDINATOR, Model, Plan, Update
 from fedclip_edge.transport.in_memory import InMemoryTransport
@@ -211,12 +212,12 @@ def _heard(world: World) -> int:
 
 def _begin(world: World, journal: Journal) -> Run | None:
     """The run to continue, or a new one with a deterministic id; None if it is finished."""
-    if journal.last_run() is None:
+    if journal.runs.last() is None:
         world.runs += 1
         initial = schedule(world.plan).initial()
         run = Run(f"run-{world.runs}", world.plan, ENCODER, CLASSES.digest)
-        journal.add_run(run, run_state.stored_model(initial, {}, world.plan))
-    elif journal.unfinished_run() is None:
+        journal.runs.add(run, run_state.stored_model(initial, {}, world.plan))
+    elif journal.runs.unfinished() is None:
         return None
     return choose_run(_fleet_config(world, journal.path), CLASSES, DIM, ENCODER, journal).begin()
 

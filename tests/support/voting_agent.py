@@ -16,7 +16,7 @@ from unittest import mock
 from fedclip_edge.agent import process
 from fedclip_edge.agent.trainer import LocalTrainer
 from fedclip_edge.cli.main import main
-from fedclip_edge.learning.schedule import steps
+from fedclip_edge.learning.run_steps import steps
 from fedclip_edge.records import Model, Plan, Update
 
 HOLD, LIE = "hold", "lie"

@@ -212,7 +212,7 @@ def federated(folder: Path, plan: Plan) -> tuple[Model, Model]:
     fleet = opened(Fleet(folder, plan, RunRules(devices=len(SIZES), quorum=1.0), CLASSES))
 
     def newest() -> Model:
-        body = fleet.journal.newest_model(fleet.coordinator.run_state.run.id).payload
+        body = fleet.journal.rounds.newest_model(fleet.coordinator.run_state.run.id).payload
         return wire.unpack_model(
             body, plan.codec_down, fleet.coordinator.run_state.layout.parameters
         )

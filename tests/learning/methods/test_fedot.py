@@ -163,7 +163,9 @@ def test_in_a_run_each_device_keeps_its_own_map(tmp_path: Path) -> None:
     fleet.run()
     run = fleet.coordinator.run_state.run.id
     last = {
-        report.device: report.accuracy for report in fleet.journal.reports(run) if report.round == 2
+        report.device: report.accuracy
+        for report in fleet.journal.reports.all(run)
+        if report.round == 2
     }
     shared = model_file.read(model_file.path_of(fleet.journal.path, run)).model
     for i in range(2):

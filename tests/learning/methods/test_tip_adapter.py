@@ -130,7 +130,7 @@ def test_in_a_run_each_device_keeps_its_own_model(tmp_path: Path) -> None:
     for i in range(2):
         fleet.start_device(f"cam-{i}", features(40, i, CLASSES), features(40, i + 9, CLASSES))
     fleet.run()
-    reports = fleet.journal.reports(fleet.coordinator.run_state.run.id)
+    reports = fleet.journal.reports.all(fleet.coordinator.run_state.run.id)
     last = {report.device: report.accuracy for report in reports if report.round == 1}
     for i in range(2):
         found = model_file.read(tmp_path / f"cam-{i}" / "personal.safetensors")

@@ -206,7 +206,7 @@ def test_in_a_run_each_device_keeps_its_own_head(tmp_path: Path) -> None:
         fleet.start_device(f"cam-{i}", shifted(40, i), shifted(40, i + 9))
     fleet.run()
     run = fleet.coordinator.run_state.run.id
-    last = {one.device: one.accuracy for one in fleet.journal.reports(run) if one.round == 1}
+    last = {one.device: one.accuracy for one in fleet.journal.reports.all(run) if one.round == 1}
     for i in range(2):
         kept = model_file.read(tmp_path / f"cam-{i}" / "personal.safetensors").model
         assert gate.own_of(kept).parameters.keys() == {"weight", "bias"}
