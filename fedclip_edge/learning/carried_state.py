@@ -21,7 +21,7 @@ _CARRIED = (_KEPT, continuation.START)  # from one exchange to the next, whateve
 
 
 def carried(state: State) -> dict[str, NDArray[Any]]:
-    """What is carried on, whatever the method in training is."""
+    """Return the arrays that go on, whatever method trains next."""
     return {name: term for name, term in state.items() if name.startswith(_CARRIED)}
 
 

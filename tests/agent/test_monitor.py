@@ -29,6 +29,7 @@ def made(tmp_path: Path, file: Path) -> Monitor:
     return Monitor(config, file, shown)
 
 
+@pytest.mark.one_python
 def test_a_real_agent_writes_a_file_for_node_exporter(site: Site) -> None:
     pytest.importorskip("prometheus_client", reason="prometheus-client is in the extra [agent]")
     from prometheus_client.parser import text_string_to_metric_families

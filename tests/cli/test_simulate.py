@@ -110,6 +110,7 @@ def test_the_same_seed_gives_the_same_bytes(features: Path, tmp_path: Path) -> N
     assert written[0] == written[1]
 
 
+@pytest.mark.one_python
 def test_without_methods_zero_shot_fedclip_and_the_default_are_compared(
     features: Path, tmp_path: Path
 ) -> None:
@@ -205,6 +206,7 @@ def test_whatever_ends_it_ends_its_workers(
     wait_until(lambda: workers.isdisjoint(system.commands()), "every worker to end")
 
 
+@pytest.mark.one_python
 def test_a_worker_that_is_killed_ends_it_with_what_to_do(features: Path, tmp_path: Path) -> None:
     words = ("simulate", "--features", features, "--out", tmp_path / "out", "--rounds", "100000")
     with system.started(*words, "--workers", "1", stderr=subprocess.PIPE) as running:
@@ -304,6 +306,7 @@ def test_bad_input_is_one_sentence_and_its_exit_code(
     assert not (tmp_path / "out" / "results.csv").exists()
 
 
+@pytest.mark.one_python
 def test_what_goes_wrong_in_a_worker_is_said_once(tmp_path: Path) -> None:
     path = write_npz(
         tmp_path / "f.npz", class_texts=class_texts(dim=8, names=tuple("abcd")).vectors
@@ -324,6 +327,7 @@ def test_devices_that_send_nothing_have_no_largest_weight(features: Path, tmp_pa
     assert ended.returncode == 0, ended.stderr
 
 
+@pytest.mark.one_python
 def test_pictures_in_folders_of_domains(random_bundle: Bundle, tmp_path: Path) -> None:
     """One domain is a link; what is in no class folder is listed."""
     data = tmp_path / "data"

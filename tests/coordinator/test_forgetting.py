@@ -43,6 +43,7 @@ def fleets(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
+@pytest.mark.one_python
 @settings(max_examples=30, deadline=None)
 @given(fleet=fleets())
 def test_a_fleet_that_forgets_is_one_that_never_had_the_devices(
@@ -65,6 +66,7 @@ def test_a_fleet_that_forgets_is_one_that_never_had_the_devices(
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
+@pytest.mark.one_python
 @settings(max_examples=15, deadline=None)
 @given(fleet=fleets(), data=st.data())
 def test_a_device_that_was_absent_is_forgotten_like_any_other(

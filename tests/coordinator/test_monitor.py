@@ -51,6 +51,7 @@ def values(monitor: Monitor, name: str) -> dict[tuple[str, ...], float]:
     return found
 
 
+@pytest.mark.one_python
 def test_a_scrape_of_a_real_fleet_shows_its_rounds_and_devices(site: Site) -> None:
     pytest.importorskip("prometheus_client", reason="prometheus-client is in the extra [serve]")
     port = free_port()

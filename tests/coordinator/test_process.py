@@ -27,6 +27,7 @@ def closed_rounds(site: Site) -> int:
     return sum(event["event"] == "round_closed" for event in site.events("serve"))
 
 
+@pytest.mark.one_python
 def test_a_run_ends_with_every_round_closed_and_a_second_one_encodes_nothing(site: Site) -> None:
     fleet = site.write_fleet(devices=2, rounds=3, extra='[trainer]\nconfig = "judge/agent.toml"\n')
     agents = {name: site.write_agent(name) for name in ("north", "south-west")}
@@ -137,6 +138,7 @@ def test_a_box_without_torch_hears_it_at_once(site: Site) -> None:
     assert "features_ready" not in done.stdout  # it stopped before the slow steps
 
 
+@pytest.mark.one_python
 def test_unreadable_pictures_are_skipped_counted_and_named(site: Site) -> None:
     fleet = site.write_fleet(devices=1, rounds=1)
     agent = site.write_agent("north")
@@ -181,6 +183,7 @@ def test_both_say_that_a_bundles_weights_are_random(site: Site, tmp_path: Path) 
         assert said["bundle"] == str(site.bundle.folder)
 
 
+@pytest.mark.one_python
 def test_a_killed_coordinator_goes_on_where_its_journal_stands(site: Site) -> None:
     fleet = site.write_fleet(devices=1, rounds=40)
     serve = site.start("serve", "--once", fleet, "--json", log="serve")
@@ -242,6 +245,7 @@ def test_a_killed_agent_comes_back_into_the_same_run(site: Site) -> None:
     assert all(e["contributions"] == e["cohort"] for e in site.events("serve") if "cohort" in e)
 
 
+@pytest.mark.one_python
 def test_a_second_coordinator_is_refused_until_it_is_told_to_take_over(site: Site) -> None:
     fleet = site.write_fleet(devices=1, rounds=1)
     first = site.start("serve", "--once", fleet, "--json", log="serve")

@@ -151,6 +151,7 @@ def tensor_of(value: Any) -> float:
     return float(value.simple_value)
 
 
+@pytest.mark.one_python
 def test_mlflow_gets_one_run_for_the_fleet_and_one_below_for_each_device(
     folder: Path, found: Tracked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,6 +191,7 @@ print(next(one.value for one in history if one.step == 0))
 """
 
 
+@pytest.mark.one_python
 def test_a_server_that_does_not_answer_is_one_sentence(folder: Path) -> None:
     pytest.importorskip("mlflow", reason="mlflow is in the extra [tracking]")
     address = f"http://127.0.0.1:{free_port()}"

@@ -20,6 +20,9 @@ from fedclip_edge.demo import baselines, federation, stage
 from fedclip_edge.errors import RunError
 from fedclip_edge.reporting.run_figures import KINDS
 
+pytestmark = pytest.mark.one_python  # whole demos, as processes
+
+
 ROUNDS, PER_CLASS = 3, 12
 needs_shared = pytest.mark.skipif(
     not SHARED.is_dir(), reason="the real pictures are in ../shared/data, next to the checkout"
@@ -107,7 +110,6 @@ def test_no_process_and_no_partial_file_is_left(first: tuple[Path, str]) -> None
     assert not list(first[0].rglob("*.partial"))
 
 
-@pytest.mark.one_python
 def test_a_second_run_encodes_nothing_and_comes_to_the_same(first: tuple[Path, str]) -> None:
     out, printed = first
     before = read_summary(out)
@@ -124,7 +126,6 @@ def test_a_second_run_encodes_nothing_and_comes_to_the_same(first: tuple[Path, s
     assert after["held_out"]["fedclip_by_round"] == before["held_out"]["fedclip_by_round"]
 
 
-@pytest.mark.one_python
 def test_a_held_out_device_that_falls_behind_leaves_no_gap(tmp_path: Path) -> None:
     out, rounds = tmp_path / "demo-run", 12
     words = ("demo", "--out", out, "--rounds", str(rounds), "--per-class", "12")
@@ -142,7 +143,6 @@ def test_a_held_out_device_that_falls_behind_leaves_no_gap(tmp_path: Path) -> No
     assert None not in read_summary(out)["held_out"]["accuracy_by_round"]
 
 
-@pytest.mark.one_python
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_no_process_behind(first: tuple[Path, str], number: signal.Signals) -> None:
     out = first[0]
@@ -161,7 +161,6 @@ def test_a_signal_leaves_no_process_behind(first: tuple[Path, str], number: sign
     wait_until(lambda: processes_of(out) == [], "every process to end")
 
 
-@pytest.mark.one_python
 def test_pictures_of_ones_own_are_encoded_once_by_all_commands(
     first: tuple[Path, str], tmp_path: Path
 ) -> None:
@@ -195,7 +194,6 @@ def test_an_interrupt_while_drawing_leaves_no_half_drawn_folder(tmp_path: Path) 
     assert list(pictures.iterdir()) == []
 
 
-@pytest.mark.one_python
 def test_a_killed_demo_takes_its_processes_along(first: tuple[Path, str]) -> None:
     out = first[0]
     with system.started("demo", "--out", out, "--rounds", "5000", "--per-class", "12") as running:
@@ -207,7 +205,6 @@ def test_a_killed_demo_takes_its_processes_along(first: tuple[Path, str]) -> Non
     wait_until(lambda: processes_of(out) == [], "every process to end")
 
 
-@pytest.mark.one_python
 def test_a_device_that_dies_is_named_with_its_last_words(first: tuple[Path, str]) -> None:
     out = first[0]
     cache = out / "devices" / "poster" / "features.sqlite"
@@ -225,7 +222,6 @@ def test_a_device_that_dies_is_named_with_its_last_words(first: tuple[Path, str]
     assert processes_of(out) == []
 
 
-@pytest.mark.one_python
 def test_what_a_device_leaves_out_is_shown(first: tuple[Path, str]) -> None:
     out = first[0]
     drawn = out / "pictures" / f"{PER_CLASS}-of-seed-0"
@@ -256,7 +252,6 @@ def test_what_a_device_leaves_out_is_shown(first: tuple[Path, str]) -> None:
     }
 
 
-@pytest.mark.one_python
 def test_a_broker_that_is_ended_ends_the_demo(first: tuple[Path, str]) -> None:
     """A terminated mosquitto exits with code 0, as it does on a normal stop."""
     out = first[0]
@@ -273,7 +268,6 @@ def test_a_broker_that_is_ended_ends_the_demo(first: tuple[Path, str]) -> None:
     wait_until(lambda: processes_of(out) == [], "every process to end")
 
 
-@pytest.mark.one_python
 def test_a_run_that_stands_still_ends_with_what_happened_last(
     first: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -295,7 +289,6 @@ def test_a_run_that_stands_still_ends_with_what_happened_last(
     wait_until(lambda: processes_of(out) == [], "every process to end")
 
 
-@pytest.mark.one_python
 def test_another_method_with_its_options(first: tuple[Path, str]) -> None:
     out = first[0]
     options = ("--option", "loss=cross-entropy", "--option", "lr=1e-3")
@@ -306,7 +299,6 @@ def test_another_method_with_its_options(first: tuple[Path, str]) -> None:
     assert "loss=cross-entropy" in done.stdout
 
 
-@pytest.mark.one_python
 def test_fedclip_beside_the_fleet_is_what_the_fleet_would_train(first: tuple[Path, str]) -> None:
     """The baseline is computed in one process, the fleet's rounds by real devices and a broker."""
     out, _ = first

@@ -44,6 +44,7 @@ def table(lines: list[str]) -> dict[str, list[float]]:
     return {name: [float(figure) for figure in figures] for name, *figures in rows}
 
 
+@pytest.mark.one_python
 def test_the_method_beats_zero_shot_with_the_smallest_update() -> None:
     found = table(printed("own_method.py"))
     assert list(found) == ["zeroshot", "class-bias", "class-bias:local", "linear"]
@@ -55,6 +56,7 @@ def test_the_method_beats_zero_shot_with_the_smallest_update() -> None:
     assert found["class-bias:local"][2] == 0  # a device that trains alone sends nothing
 
 
+@pytest.mark.one_python
 def test_the_strategy_loses_less_by_noise_than_the_mean() -> None:
     lines = printed("own_strategy.py")
     assert (lines[0], lines[4]) == ("0% of the devices send noise", "20% of the devices send noise")

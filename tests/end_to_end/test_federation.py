@@ -43,6 +43,7 @@ def run(
     return list(federate(task(plan, min_per_class=min_per_class), fleet, Here(its)))
 
 
+@pytest.mark.one_python
 @pytest.mark.parametrize(
     "plan",
     [
@@ -145,6 +146,7 @@ def test_bytes_are_those_of_the_bodies_so_far() -> None:
     assert 4 * 288 < last.down_bytes[name] < 4 * 600
 
 
+@pytest.mark.one_python
 def test_it_does_not_matter_which_worker_has_which_device() -> None:
     with Workers(POOL, 2) as hosts:
         spread = list(federate(task(PLAN), FLEET, hosts))

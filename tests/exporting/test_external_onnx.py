@@ -235,6 +235,7 @@ def standin(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     )
 
 
+@pytest.mark.one_python
 @pytest.mark.parametrize(
     ("domain", "top1"),
     [("photo", 86.19), ("art_painting", 57.62), ("cartoon", 46.43), ("sketch", 25.71)],

@@ -87,6 +87,7 @@ def test_a_negative_variance_counts_as_zero(name: str) -> None:
     np.testing.assert_array_equal(found, methods.predict(zero, vectors, CLASSES))
 
 
+@pytest.mark.one_python
 @BOTH
 def test_the_running_statistics_are_those_of_the_pictures(name: str) -> None:
     """After many batches they are the mean and the variance of the first layer's output."""

@@ -246,6 +246,7 @@ def test_with_its_gate_it_is_never_worse_on_validation_than_the_shared_model(
     assert right(own, there) > right(shared, there) - 0.01
 
 
+@pytest.mark.one_python
 @pytest.mark.parametrize("has_rule", [False, True])
 @pytest.mark.parametrize("votes", [False, True])
 def test_the_gate_goes_with_the_model_to_predict_and_the_classifier(

@@ -321,6 +321,7 @@ def test_fit_takes_the_plans_options() -> None:
         )
 
 
+@pytest.mark.one_python
 def test_diverged_training_is_said_not_sent() -> None:
     model = fedclip.METHOD.initial(CLASSES, D, 0)
     plan = Plan(

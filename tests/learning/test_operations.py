@@ -115,6 +115,7 @@ def assert_same_probabilities(model: Model, vectors: F32) -> None:
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance)
 
 
+@pytest.mark.one_python
 @settings(max_examples=100, deadline=None)
 @given(st.sampled_from(NAMES), st.integers(0, 3), st.integers(0, 2**32 - 1), st.floats(-2, 2))
 def test_numpy_and_torch_give_the_same_probabilities(

@@ -339,6 +339,7 @@ def surprise(model: Model) -> float:
     )
 
 
+@pytest.mark.one_python
 @pytest.mark.parametrize("name", NAMES)
 def test_a_fleet_learns_under_it(name: str) -> None:
     plan = plan_of(name)

@@ -100,6 +100,7 @@ def test_a_manifest_that_was_changed_is_found(folder: Path) -> None:
         read_signature(folder)
 
 
+@pytest.mark.one_python
 def test_the_operators_key_signs_and_enrolment_pins_it(tmp_path: Path, folder: Path) -> None:
     site = create_site(tmp_path / "site", ["h"], fleet="lab")
     said = system.run("bundle", "sign", folder, "--key", site.export_key)

@@ -400,6 +400,7 @@ def test_two_commands_at_once_lose_no_device(site: Folder) -> None:
     assert set(registry.read(site.registry).devices) == enrolled
 
 
+@pytest.mark.one_python
 def test_the_commands_say_what_comes_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     said = system.run("broker", "init", "--host", "edge.example", "--reload", "true").stdout
@@ -424,6 +425,7 @@ def test_the_commands_say_what_comes_next(tmp_path: Path, monkeypatch: pytest.Mo
     assert (missing.returncode, "none.csr cannot be read" in missing.stderr) == (10, True)
 
 
+@pytest.mark.one_python
 def test_the_commands_for_many_boxes_say_what_was_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,6 +67,7 @@ def is_revoked(address: BrokerAddress) -> bool:
     return False
 
 
+@pytest.mark.one_python
 @needs_root
 def test_started_by_root_mosquitto_can_read_its_files_now_and_after_a_revocation(
     reachable: Path,

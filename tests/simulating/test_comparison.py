@@ -28,6 +28,7 @@ POOL = pool()
 CHOICES = Choices(parse_settings("zeroshot,fedclip", 2), parse_split("domain"))
 
 
+@pytest.mark.one_python
 def test_runs_come_by_seed_then_held_out_domain_then_setting() -> None:
     choices = replace(CHOICES, seeds=2, first_seed=5, hold_out="all")
     steps = list(compare(choices, POOL, Here(POOL), print))

@@ -27,6 +27,7 @@ def rounds(plan: Plan, line: Line = "federated", fleet: Fleet = FLEET) -> list[R
     return list(federate(task(plan, line), fleet, Here(POOL)))
 
 
+@pytest.mark.one_python
 @pytest.mark.parametrize("plan", [LINEAR, Plan("tip-adapter", rounds=1)])
 def test_it_is_the_own_model_on_the_pictures_of_others(plan: Plan) -> None:
     """Compared with the functions that an agent calls."""

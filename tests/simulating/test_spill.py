@@ -136,6 +136,7 @@ except DiskError as error:
 """
 
 
+@pytest.mark.one_python
 @pytest.mark.parametrize("line", ["federated", "local"])
 def test_a_full_disk_is_named(line: str, tmp_path: Path) -> None:
     support = Path(__file__).parents[1] / "support"

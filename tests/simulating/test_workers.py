@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 import system
 
 _FULL = """
@@ -28,6 +29,7 @@ except DiskError as error:
 """
 
 
+@pytest.mark.one_python
 def test_a_full_disk_is_named() -> None:
     ended = subprocess.run(
         [sys.executable, "-c", _FULL],

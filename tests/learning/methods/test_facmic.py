@@ -84,6 +84,7 @@ def aligned(gate: nn.Module, gated: Tensor, labels: Tensor, unlabelled: Iterator
     return plain_discrepancy(x, y, labels, shares)
 
 
+@pytest.mark.one_python
 def test_it_is_the_reference_in_plain_pytorch() -> None:
     first, last = federated(Plan("facmic", rounds=2, seed=3), VALIDATION)
     assert_same(last, rendered(first, 2, SIZES, VALIDATION, aligned), first)

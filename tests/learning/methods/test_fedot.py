@@ -154,6 +154,7 @@ def test_the_map_is_never_sent_and_the_same_bytes_come_again() -> None:
     assert methods.plan_layout(plan, CLASSES, D).parameters == {"weight": (4, D)}
 
 
+@pytest.mark.one_python
 def test_in_a_run_each_device_keeps_its_own_map(tmp_path: Path) -> None:
     plan = Plan("fedot", {"lr": 0.01}, rounds=2)
     fleet = opened(Fleet(tmp_path, plan, RunRules(devices=2, quorum=1.0), classes=CLASSES))

@@ -40,6 +40,7 @@ def test_the_rank_is_an_option_and_never_above_the_width(rank: int, kept: int) -
     assert (model.parameters["a"].shape, model.parameters["b"].shape) == ((kept, D), (D, kept))
 
 
+@pytest.mark.one_python
 def test_it_learns() -> None:
     assert accuracy(federated("lowrank", {"lr": 3e-3}, 20)[1]) > accuracy(zeroshot.MODEL) + 0.02
 
