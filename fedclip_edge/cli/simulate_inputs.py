@@ -1,4 +1,4 @@
-"""The inputs of `simulate`: a pool of pictures or features, and processes that train the devices."""
+"""The inputs of `simulate`: pictures or features, and the processes that train the devices."""
 
 from __future__ import annotations
 
