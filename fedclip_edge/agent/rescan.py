@@ -14,11 +14,12 @@ import time
 from dataclasses import dataclass
 
 from fedclip_edge import log
-from fedclip_edge.agent.features import DeviceFeatures, prepare_features
+from fedclip_edge.agent.encoding import Encode
+from fedclip_edge.agent.features import DevicePictures, prepare_pictures
 from fedclip_edge.agent.session import Session
 from fedclip_edge.agent.trainer import LocalTrainer
 from fedclip_edge.config.agent import AgentConfig
-from fedclip_edge.errors import DataError
+from fedclip_edge.errors import DataError, WorkerError
 from fedclip_edge.vision.bundle import Bundle
 from fedclip_edge.vision.picture_index import PictureIndex
 
@@ -32,6 +33,7 @@ class Rescan:
 
     config: AgentConfig
     bundle: Bundle
+    encode: Encode
     trainer: LocalTrainer
     index: PictureIndex
     read_at: float  # time of the last reading
@@ -49,10 +51,15 @@ class Rescan:
         self._run, self.read_at = run, now
         reading = _Reading(session)
         try:
-            data = prepare_features(
-                self.config, self.bundle, reading.tell, self.index, self.trainer.data
+            data = prepare_pictures(
+                self.config,
+                self.bundle,
+                self.encode,
+                reading.tell,
+                self.index,
+                self.trainer.data,
             )
-        except DataError as error:
+        except (DataError, WorkerError) as error:
             if str(error) != self._unread:
                 self._unread = str(error)
                 log.event("pictures_not_read", reason=str(error))
@@ -86,7 +93,7 @@ class _Reading:
             self.session.say_goodbye()
 
 
-def _log_change(before: DeviceFeatures, after: DeviceFeatures) -> None:
-    known = {picture.hash for picture in before.pictures}
-    found = {picture.hash for picture in after.pictures}
+def _log_change(before: DevicePictures, after: DevicePictures) -> None:
+    known = {picture.hash for picture in before.found}
+    found = {picture.hash for picture in after.found}
     log.event("pictures_changed", added=len(found - known), removed=len(known - found))
