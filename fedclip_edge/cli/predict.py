@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from fedclip_edge.cli.encoder_options import cache_option, encoder_options
-
-if TYPE_CHECKING:
-    from fedclip_edge.model_file import TrainedModel
 
 _PATH = click.Path(path_type=Path)
 
@@ -98,6 +95,7 @@ def predict(
     from fedclip_edge.config.agent import EncoderConfig
     from fedclip_edge.coordinator.model_lookup import find_model
     from fedclip_edge.errors import DataError
+    from fedclip_edge.learning.classification import threshold_of
     from fedclip_edge.learning.schedule import exchanges
     from fedclip_edge.prediction import Prediction, find_pictures, predict_pictures
     from fedclip_edge.storage import atomic
@@ -114,7 +112,10 @@ def predict(
     for caution in bundle_warnings(opened.manifest):
         note(caution)
 
-    threshold = None if no_unknown else _threshold(unknown_below, trained)
+    threshold = None
+    if not no_unknown:
+        its = threshold_of(None if trained is None else trained.model)
+        threshold = its if unknown_below is None else unknown_below
     names = opened.classes.names
     rows = Rows(names, min(top, len(names)), trained is not None, threshold)
     tally = Tally(rows)
@@ -166,13 +167,3 @@ def predict(
     if table is not None:
         lines.insert(0, "")
     click.echo("\n".join(lines), err=as_json)
-
-
-def _threshold(asked: float | None, trained: TrainedModel | None) -> float | None:
-    """Return the threshold that the user gave, or the model's; None if there is neither."""
-    from fedclip_edge.learning import unknown
-
-    if asked is not None or trained is None:
-        return asked
-    rule = unknown.rule_of(trained.model.parameters)
-    return rule.threshold if rule.applies else None
