@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from fedclip_edge.config.answers import AnswersConfig
 from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.config.reading import load, require
 from fedclip_edge.records import COORDINATOR, Role, check_domain, check_id, check_sha256
@@ -72,6 +73,7 @@ class AgentConfig:
     metrics_file: Path | None = None  # for Prometheus' node_exporter, for example fedclip_edge.prom
     broker: BrokerAddress = field(default_factory=BrokerAddress)  # MQTT broker and login
     encoder: EncoderConfig = field(default_factory=EncoderConfig)  # how the encoder runs here
+    answers: AnswersConfig = field(default_factory=AnswersConfig)  # about new pictures
 
     def __post_init__(self) -> None:
         check_id(self.fleet, "fleet")
