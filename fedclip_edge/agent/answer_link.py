@@ -181,7 +181,9 @@ class AnswerLink:
     def _report(self, fault: str) -> None:
         if fault != self._fault:
             self._fault = fault
-            log.event("answers_broker_not_reached", broker=self._where, reason=fault)
+            # The texts of the transport are about the fleet's broker.
+            reason = fault.replace("[broker]", "[answers.broker]")
+            log.event("answers_broker_not_reached", broker=self._where, reason=reason)
 
 
 @dataclass(eq=False)
