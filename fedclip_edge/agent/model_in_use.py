@@ -19,6 +19,7 @@ Laws:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -49,16 +50,28 @@ class ModelInUse:
     version: str = ""  # SHA-256 of the fleet's model as it was sent
 
 
+def _log_not_used(file: Path, reason: str) -> None:
+    log.event("model_file_not_used", file=file, reason=reason)
+
+
 class ModelChoice:
     """The choice of the model for features of width `dim` of one encoder.
 
     `classes` are those of the bundle in use, for zero-shot CLIP. `wants_own` is false to use the
-    fleet's model always.
+    fleet's model always. `report` is called with a file that cannot be used and the reason.
     """
 
     def __init__(
-        self, state_dir: Path, encoder_id: str, dim: int, classes: ClassTexts, *, wants_own: bool
+        self,
+        state_dir: Path,
+        encoder_id: str,
+        dim: int,
+        classes: ClassTexts,
+        *,
+        wants_own: bool,
+        report: Callable[[Path, str], object] = _log_not_used,
     ) -> None:
+        self._report = report
         self._state_dir = state_dir
         self._encoder_id = encoder_id
         self._dim = dim
@@ -113,15 +126,15 @@ class ModelChoice:
 
     def _read_fleet(self) -> ModelInUse | None:
         path = self._state_dir / FLEET
-        if not path.exists():
-            return None
         try:
+            if not path.exists():
+                return None
             trained, classes = model_file.read(path), read_classes(self._state_dir / CLASSES)
             if trained.encoder_id != self._encoder_id or trained.classes_digest != classes.digest:
                 return None
             self._check_shapes(trained, classes)
         except (ConfigError, BundleError, OSError) as error:
-            log.event("model_file_not_used", file=path, reason=str(error))
+            self._report(path, str(error))
             return None
         return ModelInUse("fleet", classes, trained, trained.run, trained.version)
 
@@ -139,7 +152,7 @@ class ModelChoice:
                 return None
             self._check_shapes(own, fleet.classes)
         except ConfigError as error:
-            log.event("model_file_not_used", file=path, reason=str(error))
+            self._report(path, str(error))
             return None
         return ModelInUse("own", fleet.classes, own, fleet.run, fleet.version)
 

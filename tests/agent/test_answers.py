@@ -25,8 +25,9 @@ from fedclip_edge.vision.pictures import load, picture_hash
 def test_an_answer_is_that_of_predict(
     random_bundle: Bundle, pictures: Path, trained: TrainedModel, has_model: bool
 ) -> None:
-    encoder, preprocessing = open_encoder(random_bundle, EncoderConfig()), (
-        random_bundle.manifest.preprocessing
+    encoder, preprocessing = (
+        open_encoder(random_bundle, EncoderConfig()),
+        (random_bundle.manifest.preprocessing),
     )
     classes = random_bundle.classes
     asked, _ = find_pictures([pictures], classes.names)
@@ -40,7 +41,9 @@ def test_an_answer_is_that_of_predict(
         )
         for one in asked
     ]
-    in_use = ModelInUse("fleet", classes, trained) if has_model else ModelInUse("zero-shot", classes)
+    in_use = (
+        ModelInUse("fleet", classes, trained) if has_model else ModelInUse("zero-shot", classes)
+    )
     answers = answer(new, in_use, "cam-07", 3, 0.0)
     for prediction, got in zip(said, answers, strict=True):
         assert isinstance(prediction, Prediction)

@@ -40,9 +40,7 @@ def fleet_model(
     terms = {n: (t + rng.normal(size=t.shape)).astype(np.float32) for n, t in terms.items()}
     terms = terms if rule is None else with_rule(terms, rule)
     version = f"{abs(hash((value, run))):064x}"
-    return TrainedModel(
-        Model(PLAN.method, 1, terms), run, PLAN, ENCODER, classes.digest, version
-    )
+    return TrainedModel(Model(PLAN.method, 1, terms), run, PLAN, ENCODER, classes.digest, version)
 
 
 class Sides:
