@@ -40,7 +40,7 @@ class AnswerFile:
     _next_at: float = -math.inf
 
     def add(self, line: bytes, now: float) -> None:
-        """Write a line that ends with a line feed, or let it wait; `now` is monotonic, in seconds."""
+        """Write a line, which ends with a line feed, or let it wait; `now` is monotonic."""
         self._dropped += len(self._waiting) == WAITING
         self._waiting.append(line)
         self.look(now)

@@ -47,7 +47,7 @@ def answers_path(config: AgentConfig) -> Path:
 
 @dataclass(eq=False)
 class Outlets:
-    """Where answers go: a file, and a broker if agent.toml names one."""
+    """The places where answers go: a file, and a broker if agent.toml names one."""
 
     config: AgentConfig
     file: AnswerFile
@@ -107,9 +107,9 @@ class Answering:
         self._waiting += pictures
 
     def look(self, session: Session | None, now: float) -> None:
-        """Use a new model, answer what waits, and write what is due; `now` is monotonic, in seconds.
+        """Use a new model, answer what waits, and write what is due.
 
-        It may be called again while it waits for features. Raises ConfigError for a model of an
+        `now` is monotonic, in seconds. It may be called again while it waits for features. Raises ConfigError for a model of an
         unknown method.
         """
         if session is not None:

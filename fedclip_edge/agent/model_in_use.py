@@ -93,7 +93,7 @@ class ModelChoice:
         return self._own or self._fleet or self._zero_shot
 
     def adopt(self, trained: TrainedModel) -> None:
-        """Use a new model of the fleet, trained with the classes of the bundle, and keep it on disk.
+        """Use a new model of the fleet, with the classes of the bundle, and keep it on disk.
 
         A model that cannot be written is used all the same, and this is logged.
         """

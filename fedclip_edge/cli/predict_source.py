@@ -20,7 +20,7 @@ _INSTALLED = Path("/etc/fedclip-edge/agent.toml")
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """What pictures are labelled with."""
+    """The bundle and the model that label pictures."""
 
     bundle: Bundle
     classes: ClassTexts  # of the model

@@ -42,7 +42,7 @@ def link(broker: AnswersBroker, device: str = "cam-07") -> Iterator[AnswerLink]:
 
 
 class Listener:
-    """What a client of the broker hears, in order."""
+    """A client of the broker that notes its messages, in order."""
 
     def __init__(self, address: BrokerAddress, *topics: str) -> None:
         self.client = connected(address, f"listener-{time.monotonic_ns()}", topics)

@@ -33,7 +33,7 @@ OF_A_SENSOR = {
 
 
 def shown(entity: str, message: dict[str, object]) -> str:
-    """What Home Assistant shows of a message; its templates are Jinja2's."""
+    """The state that Home Assistant shows for a message; its templates are Jinja2's."""
     template = announcement(BROKER, "cam-07")["components"][entity]["value_template"]
     return jinja2.Environment(autoescape=False).from_string(template).render(value_json=message)  # noqa: S701
 
