@@ -88,8 +88,8 @@ def around(name: str, key: Key, value: Any) -> dict[str, Any]:
     if not key.table.path:
         return whole(**of_key)
     table: dict[str, Any] = {"folder": "p", **of_key} if key.table.path == ("data",) else of_key
-    for name in reversed(key.table.path):
-        table = {name: table}
+    for level in reversed(key.table.path):
+        table = {level: table}
     return whole(**table)
 
 

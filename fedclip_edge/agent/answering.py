@@ -109,8 +109,8 @@ class Answering:
     def look(self, session: Session | None, now: float) -> None:
         """Use a new model, answer what waits, and write what is due.
 
-        `now` is monotonic, in seconds. It may be called again while it waits for features. Raises ConfigError for a model of an
-        unknown method.
+        `now` is monotonic, in seconds. It may be called again while it waits for features. Raises
+        ConfigError for a model of an unknown method.
         """
         if session is not None:
             self._adopt(session)
