@@ -51,6 +51,7 @@ from fedclip_edge.vision.picture_index import PictureIndex
 
 _TICK_S = 0.2
 _EVENTS_AT_ONCE = 256
+INDEX = "pictures.sqlite"  # in state_dir
 Ending = Literal["run", "bundle", "broker"]  # what ended the loop
 
 
@@ -143,11 +144,12 @@ def _serve(
         )
 
     early = new_link()
+    index = PictureIndex(file=config.state_dir / INDEX)
     try:
         SYSTEMD.ready()  # encoding may take hours
         trainer = rescan = None
         if bundle is not None:
-            index = PictureIndex()
+            index.open()
             listeners = [early.tell, progress, None if box.monitor is None else box.monitor.tell]
             data = prepare_features(config, bundle, _each(listeners), index)
             trainer = LocalTrainer(
@@ -205,6 +207,7 @@ def _serve(
             box.choice.switch("the broker moved, or cannot be reached here")
             early = new_link()
     finally:
+        index.close()
         early.close()
 
 
