@@ -116,13 +116,16 @@ class PictureIndex:
         """The picture hash of a file, which is read if it may have changed; raises OSError."""
         name = str(path)
         state = state_of(name)
-        known = self._known.get(name)
-        return known.hash if known is not None and known.state == state else self._hash(path, state)
+        return self.known_hash(name, state) or self._hash(path, state)
 
-    def has_state(self, path: str, state: FileState) -> bool:
-        """True if the file was in this state at its last reading."""
+    def known_hash(self, path: str, state: FileState) -> str | None:
+        """The hash of a file if it was in this state at its last reading, else None."""
         known = self._known.get(path)
-        return known is not None and known.state == state
+        return known.hash if known is not None and known.state == state else None
+
+    def paths(self) -> Collection[str]:
+        """The paths of all files in the index."""
+        return self._known.keys()
 
     def hashes(self) -> frozenset[str]:
         """The hashes of all files in the index."""
