@@ -58,7 +58,7 @@ def prepare_features(
     """
     index = index or PictureIndex()
     dataset = read_folder(config.data.folder, bundle.classes.names, index.hash_of)
-    index.forget_others()
+    index.save()
     if before is not None and dataset.pictures == before.pictures:
         return before
     sides = split(dataset, config.data)

@@ -28,7 +28,7 @@ from fedclip_edge.agent.features import prepare_features
 from fedclip_edge.agent.monitor import Monitor, monitored
 from fedclip_edge.agent.no_bundle import NoBundle
 from fedclip_edge.agent.publisher import retained, will
-from fedclip_edge.agent.rescan import Rescan
+from fedclip_edge.agent.rescan import Rescan, watched
 from fedclip_edge.agent.session import Session, start_session
 from fedclip_edge.agent.state_db import StateDb, open_state_db
 from fedclip_edge.agent.trainer import LocalTrainer, allowed_methods
@@ -47,7 +47,6 @@ from fedclip_edge.transport.mqtt import PahoTransport
 from fedclip_edge.vision.bundle import Bundle
 from fedclip_edge.vision.bundle_warnings import bundle_warnings
 from fedclip_edge.vision.embedding import Progress
-from fedclip_edge.vision.picture_index import PictureIndex
 
 _TICK_S = 0.2
 _EVENTS_AT_ONCE = 256
@@ -143,17 +142,18 @@ def _serve(
         )
 
     early = new_link()
+    parts = contextlib.ExitStack()
     try:
         SYSTEMD.ready()  # encoding may take hours
         trainer = rescan = None
         if bundle is not None:
-            index = PictureIndex()
+            watch = parts.enter_context(watched(config, bundle))
             listeners = [early.tell, progress, None if box.monitor is None else box.monitor.tell]
-            data = prepare_features(config, bundle, _each(listeners), index)
+            data = prepare_features(config, bundle, _each(listeners), watch.index)
             trainer = LocalTrainer(
                 config, bundle.classes, bundle.manifest.dim, data, _no_traffic, _load_torch
             )
-            rescan = Rescan(config, bundle, trainer, index, time.monotonic())
+            rescan = Rescan(config, bundle, trainer, watch, time.monotonic())
         renew = f"run `fedclip-edge renew {config.id}`, copy its file here and restart the agent"
         expiry = Expiry(config.broker.certificate, renew)
         attempts, has_connected = 0, False  # attempts in a row that failed
@@ -205,6 +205,7 @@ def _serve(
             box.choice.switch("the broker moved, or cannot be reached here")
             early = new_link()
     finally:
+        parts.close()
         early.close()
 
 

@@ -36,6 +36,16 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class InboxConfig:
+    """Folder of pictures that nobody has labelled yet.
+
+    They are answered, and never trained on before a person labels them.
+    """
+
+    folder: Path  # folder of the unlabelled pictures, with or without subfolders
+
+
+@dataclass(frozen=True)
 class EncoderConfig:
     """Settings for running the encoder on this box."""
 
@@ -72,6 +82,7 @@ class AgentConfig:
     reports: bool = True  # false: the device evaluates for itself and sends no accuracy
     metrics_file: Path | None = None  # for Prometheus' node_exporter, for example fedclip_edge.prom
     broker: BrokerAddress = field(default_factory=BrokerAddress)  # MQTT broker and login
+    inbox: InboxConfig | None = None  # unlabelled pictures; None: none but those in [data]
     encoder: EncoderConfig = field(default_factory=EncoderConfig)  # how the encoder runs here
     answers: AnswersConfig = field(default_factory=AnswersConfig)  # about new pictures
 

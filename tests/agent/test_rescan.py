@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,12 +14,11 @@ import pytest
 import system
 
 from fedclip_edge.agent.features import prepare_features
-from fedclip_edge.agent.rescan import RESCAN_S, Rescan
+from fedclip_edge.agent.rescan import RESCAN_S, Rescan, watched
 from fedclip_edge.agent.session import Session
 from fedclip_edge.agent.trainer import LocalTrainer
 from fedclip_edge.config.agent import AgentConfig, DataConfig
 from fedclip_edge.vision.bundle import Bundle
-from fedclip_edge.vision.picture_index import PictureIndex
 
 
 @dataclass
@@ -28,18 +29,19 @@ class Box:
     bundle: Bundle
     hellos: list[int] = field(default_factory=list)
     manifest: Any = None
+    parts: ExitStack = field(default_factory=ExitStack)
 
     def __post_init__(self) -> None:
         system.write_pictures(self.folder, self.bundle.classes.names, 6, seed=1)
         state = self.folder.parent / "state"
         config = AgentConfig("cam-a", "lab", DataConfig(self.folder), state, bundle=self.folder)
         config.state_dir.mkdir()
-        index = PictureIndex()
-        data = prepare_features(config, self.bundle, None, index)
+        self.watch = self.parts.enter_context(watched(config, self.bundle))
+        data = prepare_features(config, self.bundle, None, self.watch.index)
         self.trainer = LocalTrainer(
             config, self.bundle.classes, self.bundle.manifest.dim, data, lambda: None
         )
-        self.rescan = Rescan(config, self.bundle, self.trainer, index, 0.0)
+        self.rescan = Rescan(config, self.bundle, self.trainer, self.watch, 0.0)
 
     @property
     def pictures(self) -> int:
@@ -61,8 +63,10 @@ class Box:
 
 
 @pytest.fixture
-def box(tmp_path: Path, random_bundle: Bundle) -> Box:
-    return Box(tmp_path / "pictures", random_bundle)
+def box(tmp_path: Path, random_bundle: Bundle) -> Iterator[Box]:
+    made = Box(tmp_path / "pictures", random_bundle)
+    with made.parts:
+        yield made
 
 
 def test_pictures_are_read_again_when_a_run_opens(box: Box) -> None:
@@ -106,7 +110,7 @@ def test_a_share_that_is_not_mounted_keeps_the_pictures_and_is_said_once(
     for number in (1, 2):
         box.look(number, f"run-{number}", "open")
     assert (box.pictures, box.hellos) == (before, [])
-    assert capsys.readouterr().out.count("pictures_not_read") == 1
+    assert capsys.readouterr().out.count("folder_away") == 1
     shutil.rmtree(box.folder, ignore_errors=True)
     away.rename(box.folder)
     box.add(1)

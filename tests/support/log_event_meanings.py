@@ -113,9 +113,31 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "now on, and tells the coordinator how many it has.",
         ),
         "pictures_not_read": Event(
-            "The picture folder cannot be read again, or is empty, as if its share was not mounted. The "
-            "device goes on with the pictures that it knows.",
-            "Mount the share, or add pictures.",
+            "The picture folder cannot be read again, or has no picture left to train on. The device "
+            "goes on with the pictures that it knows.",
+            "Add pictures, or correct what the reason names.",
+        ),
+        "folder_away": Event(
+            "A picture folder is missing, suddenly empty, or on another file system without any of "
+            "the known pictures, as if its share was not mounted. Its `pictures` stay in use. Written "
+            "once; `folder_back` follows.",
+            "Mount the share. If the folder is right as it is, restart the agent.",
+        ),
+        "folder_back": Event("The picture folder is there again; it is searched for changes."),
+        "folder_searched": Event(
+            "The operating system does not report changes in the picture folders, for the given "
+            "reason, so they are searched again and again: every second, or less often if a search "
+            "takes longer than a twentieth of that.",
+            "Do what the reason says, if new pictures should be noticed sooner.",
+        ),
+        "picture_changed_unnoticed": Event(
+            "A file has other bytes than at its last reading, although its size and its times are the "
+            "same. From now on it counts as the new picture.",
+            "Check the disk, and the program that writes the pictures.",
+        ),
+        "picture_index_rebuilt": Event(
+            "The index of the pictures, `state_dir/pictures.sqlite`, is damaged or of another version. "
+            "It is made anew, so all pictures are read once.",
         ),
         "encoding_new_pictures": Event(
             "The device needs more than a few seconds to encode new pictures. Until it is ready it "
