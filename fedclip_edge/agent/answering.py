@@ -35,7 +35,7 @@ from fedclip_edge.vision.datasets import Picture
 FILE = "answers.jsonl"  # in state_dir, unless agent.toml names another file
 TRIES = 3
 _AGAIN_S = 5.0  # between two tries
-_AT_ONCE = 32  # pictures; the answers of the first ones do not wait for more
+_AT_ONCE = 16  # pictures; the answers of the first ones do not wait for more
 Features = Callable[[Sequence[Picture]], Mapping[str, F32] | None]
 EventOf = Callable[[Picture], str]
 
@@ -86,7 +86,7 @@ class Answering:
     """The answers of one device with one bundle.
 
     `features` computes raw features float32 (D,) by hash, and leaves out pictures that it cannot
-    decode; it returns None if it is at work already. `event_of` names the event of a picture, or is
+    decode; it returns None if it is at work for others. `event_of` names the event of a picture, or is
     empty.
     """
 
@@ -97,6 +97,7 @@ class Answering:
     event_of: EventOf
     events: Events
     _waiting: list[Picture] = field(default_factory=list)
+    _is_answering: bool = False  # `look` was called again while it waits for features
     _failures: int = 0  # in a row, for the first pictures that wait
     _again_at: float = -math.inf
     _final: str = ""  # a run whose last model is announced
@@ -116,8 +117,12 @@ class Answering:
             self._adopt(session)
         self.choice.look()
         self._tell_model()
-        if self._waiting and now >= self._again_at:
-            self._answer_some(now)
+        if self._waiting and now >= self._again_at and not self._is_answering:
+            self._is_answering = True
+            try:
+                self._answer_some(now)
+            finally:
+                self._is_answering = False
         for made in self.events.ended(now, time.time()):
             self.outlets.put(made, now)
         self.outlets.file.look(now)

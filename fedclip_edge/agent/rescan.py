@@ -6,24 +6,24 @@ Laws:
 - If the pictures have changed, the device says hello again: its capabilities name their numbers.
 - While a folder is away (`folder_guard.py`), or has no picture left to train on, the device goes on
   with the pictures that it knows, and says so once.
-- `take` gets the pictures that came and went at each look, also while a round is open.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from fedclip_edge import log
-from fedclip_edge.agent.features import CACHE, DeviceFeatures, prepare_features
-from fedclip_edge.agent.folder_watch import Changes, FolderWatch
+from fedclip_edge.agent.encoding import Encode
+from fedclip_edge.agent.features import CACHE, DevicePictures, prepare_pictures
+from fedclip_edge.agent.folder_watch import FolderWatch
 from fedclip_edge.agent.session import Session
 from fedclip_edge.agent.trainer import LocalTrainer
 from fedclip_edge.config.agent import AgentConfig
-from fedclip_edge.errors import DataError, DiskError
+from fedclip_edge.errors import DataError, DiskError, WorkerError
 from fedclip_edge.vision.bundle import Bundle
 from fedclip_edge.vision.cache import FeatureCache
 from fedclip_edge.vision.picture_files import labels_of
@@ -64,29 +64,21 @@ def watched(config: AgentConfig, bundle: Bundle) -> Iterator[FolderWatch]:
                 index.save()
 
 
-def _ignore(_changes: Changes) -> None:
-    """Nobody asked for the changes."""
-
-
 @dataclass(eq=False)
 class Rescan:
     """The rescans of one device; `now` is monotonic, in seconds."""
 
     config: AgentConfig
     bundle: Bundle
+    encode: Encode
     trainer: LocalTrainer
     watch: FolderWatch
     read_at: float  # time of the last reading
-    take: Callable[[Changes], None] = _ignore
     _run: str = ""  # the last run for which the folder was read
     _unread: str = ""  # why the folder could not be read
 
     def look(self, session: Session, now: float) -> None:
-        """Take note of changes, and read the folder again if that is due.
-
-        Errors of the encoder are passed on.
-        """
-        self.take(self.watch.changes(now))
+        """Read the folder again if that is due; errors of the encoder are passed on."""
         manifest = session.trust.manifest
         run = "" if manifest is None else manifest.run
         is_new = run != self._run
@@ -98,10 +90,15 @@ class Rescan:
             return
         reading = _Reading(session)
         try:
-            data = prepare_features(
-                self.config, self.bundle, reading.tell, self.watch.index, self.trainer.data
+            data = prepare_pictures(
+                self.config,
+                self.bundle,
+                self.encode,
+                reading.tell,
+                self.watch.index,
+                self.trainer.data,
             )
-        except DataError as error:
+        except (DataError, WorkerError) as error:
             if str(error) != self._unread:
                 self._unread = str(error)
                 log.event("pictures_not_read", reason=str(error))
@@ -135,7 +132,7 @@ class _Reading:
             self.session.say_goodbye()
 
 
-def _log_change(before: DeviceFeatures, after: DeviceFeatures) -> None:
-    known = {picture.hash for picture in before.pictures}
-    found = {picture.hash for picture in after.pictures}
+def _log_change(before: DevicePictures, after: DevicePictures) -> None:
+    known = {picture.hash for picture in before.found}
+    found = {picture.hash for picture in after.found}
     log.event("pictures_changed", added=len(found - known), removed=len(known - found))

@@ -13,10 +13,12 @@ from typing import Any, cast
 import pytest
 import system
 
-from fedclip_edge.agent.features import prepare_features
+from fedclip_edge.agent.encoding import Encoding
+from fedclip_edge.agent.features import CACHE, prepare_pictures
 from fedclip_edge.agent.rescan import RESCAN_S, Rescan, watched
 from fedclip_edge.agent.session import Session
 from fedclip_edge.agent.trainer import LocalTrainer
+from fedclip_edge.agent.training import CachedTraining
 from fedclip_edge.config.agent import AgentConfig, DataConfig
 from fedclip_edge.vision.bundle import Bundle
 
@@ -37,11 +39,17 @@ class Box:
         config = AgentConfig("cam-a", "lab", DataConfig(self.folder), state, bundle=self.folder)
         config.state_dir.mkdir()
         self.watch = self.parts.enter_context(watched(config, self.bundle))
-        data = prepare_features(config, self.bundle, None, self.watch.index)
+        encode = Encoding(self.bundle, config.encoder, config.state_dir / CACHE).encode
+        data = prepare_pictures(config, self.bundle, encode, None, self.watch.index)
         self.trainer = LocalTrainer(
-            config, self.bundle.classes, self.bundle.manifest.dim, data, lambda: None
+            config,
+            self.bundle.classes,
+            self.bundle.manifest.dim,
+            data,
+            lambda: None,
+            CachedTraining(config, self.bundle, data.sides),
         )
-        self.rescan = Rescan(config, self.bundle, self.trainer, self.watch, 0.0)
+        self.rescan = Rescan(config, self.bundle, encode, self.trainer, self.watch, 0.0)
 
     @property
     def pictures(self) -> int:
@@ -95,7 +103,7 @@ def test_deleted_pictures_leave_the_training(box: Box) -> None:
     next((box.folder / box.bundle.classes.names[0]).iterdir()).unlink()
     box.look(1, "run-1", "open")
     assert box.hellos == [before - 1]
-    deleted = {p.path for p in box.trainer.data.test_pictures if not p.path.exists()}
+    deleted = {p.path for p in box.trainer.data.sides.test if not p.path.exists()}
     assert not deleted
 
 

@@ -103,7 +103,7 @@ def test_a_picture_is_answered_by_the_newest_model_also_after_a_restart(
         )
         with messages(mosquitto, box.topic) as heard:
             agent = box.start()
-            wait_until(box.has("answers_connected"), "the link")
+            wait_until(box.has("connected"), "the agent")
             first = box.answer_to("first.png")
             assert (first["model"], heard()) == ("zero-shot", first)
             assert first["label"] in random_bundle.classes.names

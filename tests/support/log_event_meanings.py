@@ -428,6 +428,12 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
         ),
     },
     BOTH: {
+        "worker_died": Event(
+            "A child process of the agent, `encoder` or `trainer`, died while it worked. A new one "
+            "does the same work once more.",
+            "Often the machine has too little memory, and the system killed the process (SIGKILL): "
+            "stop other programs, raise `MemoryMax`, or use a smaller encoder.",
+        ),
         "stopped": Event(
             "SIGTERM or Ctrl-C (SIGINT) stopped the program. It is the last line; the goodbye to its "
             "peers is over.",
@@ -595,6 +601,7 @@ FIELDS: Mapping[str, str] = {
     "provider": "Execution provider of the encoder.",
     "pseudo_pictures": "Number of pictures that the text of a class counts for in its mean.",
     "reason": "The cause, in words.",
+    "worker": "The child process: `encoder` or `trainer`.",
     "refused_messages": "Number of messages that were dropped in this process.",
     "roles": "Roles of the device, joined by `+`.",
     "round": "Number of the round. For a model, the number of rounds closed; 0 is the initial model.",
