@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedclip_edge import log
+from fedclip_edge.agent.label_store import labels_in
 from fedclip_edge.config.agent import AgentConfig
 from fedclip_edge.errors import DataError
 from fedclip_edge.processes.systemd import SYSTEMD
 from fedclip_edge.records import Features
 from fedclip_edge.vision.bundle import Bundle
 from fedclip_edge.vision.cache import FeatureCache
-from fedclip_edge.vision.datasets import Picture, Split, read_folder, split
+from fedclip_edge.vision.datasets import Picture, Split, split
+from fedclip_edge.vision.device_pictures import read_device
 from fedclip_edge.vision.embedding import Embedded, Progress, embed_pictures
+from fedclip_edge.vision.labels import Labels
 from fedclip_edge.vision.lazy_encoder import LazyEncoder
 from fedclip_edge.vision.picture_files import LeftOut, Skipped, examples
 from fedclip_edge.vision.picture_index import PictureIndex
@@ -57,7 +61,9 @@ def prepare_features(
     role of the device has no pictures; errors of the encoder are passed on.
     """
     index = index or PictureIndex()
-    dataset = read_folder(config.data.folder, bundle.classes.names, index.hash_of)
+    inbox = None if config.inbox is None else config.inbox.folder
+    labels = labels_for(config, bundle.classes.names)
+    dataset = read_device(labels, inbox, index.hash_of)
     index.save()
     if before is not None and dataset.pictures == before.pictures:
         return before
@@ -69,6 +75,8 @@ def prepare_features(
     for side in embedded.values():
         left_out += LeftOut(skipped=side.skipped)
     _log_left_out(config, left_out, sides)
+    for entry, more in _examples(labels.overruled):
+        log.event("labels_disagree", picture=entry.path, reason=entry.reason, more=more)
     _check_roles(config, embedded)
     encoded = sum(side.encoded for side in embedded.values())
     log.event(
@@ -79,6 +87,7 @@ def prepare_features(
         cached=sum(side.cached for side in embedded.values()),
         damaged=damaged or None,
         skipped=len(left_out.skipped),
+        unlabelled=len({picture.hash for picture in dataset.unlabelled}) or None,
         seconds=encode_s,
         provider=config.encoder.provider,
     )
@@ -91,6 +100,16 @@ def prepare_features(
         skipped=len(left_out.skipped),
         encode_s=encode_s,
         pictures=dataset.pictures,
+    )
+
+
+def labels_for(config: AgentConfig, classes: Sequence[str]) -> Labels:
+    """The labels of the device's pictures."""
+    return Labels(
+        config.data.folder,
+        classes,
+        config.data.labels,
+        functools.partial(labels_in, config.state_dir),
     )
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from fedclip_edge.config.agent import DataConfig
 from fedclip_edge.errors import DataError
-from fedclip_edge.vision.class_folders import find_class_folders
+from fedclip_edge.vision.class_folders import ClassFolders, find_class_folders
 from fedclip_edge.vision.picture_files import (
     EXTENSIONS,
     LeftOut,
@@ -27,15 +27,13 @@ from fedclip_edge.vision.picture_files import (
 )
 from fedclip_edge.vision.picture_index import hash_file
 
-UNLABELLED = -1  # the label of a picture without one
-
 
 @dataclass(frozen=True)
 class Picture:
     """One file; two files with the same bytes have the same hash."""
 
     path: Path
-    label: int  # index into the class names, or UNLABELLED
+    label: int  # index into the class names, or UNLABELLED (labels.py)
     hash: str
 
 
@@ -47,6 +45,7 @@ class Dataset:
     classes: tuple[str, ...]  # C of them; the order is the label
     pictures: tuple[Picture, ...]
     left_out: LeftOut
+    unlabelled: tuple[Picture, ...] = ()  # only of a device's folders, in the order of the search
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,22 @@ def read_folder(
     Raises DataError if the folder is missing or unreadable, or if no class folder has a readable
     picture. If no folder is named after a class, the message names the nearest class.
     """
-    class_folders = find_class_folders(folder, classes)
+    dataset = read_class_folders(folder, classes, find_class_folders(folder, classes), hash_of)
+    if not dataset.pictures:
+        raise DataError(
+            f"no class folder in {folder} has a readable picture{dataset.left_out.reasons()}; add "
+            "pictures or repair what is skipped, then start again"
+        )
+    return dataset
+
+
+def read_class_folders(
+    folder: Path,
+    classes: Sequence[str],
+    class_folders: ClassFolders,
+    hash_of: Callable[[Path], str],
+) -> Dataset:
+    """Do the same for the class folders that were found in `folder`, which may have no picture."""
     left_out = class_folders.left_out
     pictures: list[Picture] = []
     skipped: list[Skipped] = []
@@ -90,11 +104,6 @@ def read_folder(
             except OSError as error:
                 skipped.append(Skipped(path, unreadable(error)))
     left_out += LeftOut(skipped=tuple(skipped), unused=tuple(empty))
-    if not pictures:
-        raise DataError(
-            f"no class folder in {folder} has a readable picture{left_out.reasons()}; add pictures "
-            "or repair what is skipped, then start again"
-        )
     return Dataset(folder, tuple(classes), tuple(pictures), left_out)
 
 

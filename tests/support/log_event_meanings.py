@@ -117,6 +117,11 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "goes on with the pictures that it knows.",
             "Add pictures, or correct what the reason names.",
         ),
+        "labels_disagree": Event(
+            "A picture has two labels. The first in this order counts: a person, the manifest, the "
+            "side-car, the class folder.",
+            "Correct the label that is wrong.",
+        ),
         "folder_away": Event(
             "A picture folder is missing, suddenly empty, or on another file system without any of "
             "the known pictures, as if its share was not mounted. Its `pictures` stay in use. Written "
