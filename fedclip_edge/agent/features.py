@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedclip_edge import log
+from fedclip_edge.agent.grouping import groups_of, warn_of_near_copies
 from fedclip_edge.agent.label_store import labels_in
 from fedclip_edge.config.agent import AgentConfig
 from fedclip_edge.errors import DataError
@@ -67,7 +68,7 @@ def prepare_features(
     index.save()
     if before is not None and dataset.pictures == before.pictures:
         return before
-    sides = split(dataset, config.data)
+    sides = split(dataset, config.data, groups_of(config.data, dataset, index))
     began = time.monotonic()
     embedded, damaged = _embed_sides(config, bundle, sides, progress)
     encode_s = time.monotonic() - began
@@ -78,6 +79,8 @@ def prepare_features(
     for entry, more in _examples(labels.overruled):
         log.event("labels_disagree", picture=entry.path, reason=entry.reason, more=more)
     _check_roles(config, embedded)
+    if config.data.group_by == "none":
+        warn_of_near_copies(embedded["train"].vectors, embedded["test"].vectors)
     encoded = sum(side.encoded for side in embedded.values())
     log.event(
         "features_ready",

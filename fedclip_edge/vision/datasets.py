@@ -2,8 +2,9 @@
 
 Laws:
 
-- The side of a picture (train, validation, test) depends only on its bytes and the shares. So it is
-  the same across restarts, devices and file names, and exact copies are on the same side.
+- The side of a picture (train, validation, test) depends only on its bytes and the shares, or on its
+  group's key and the shares. So it is the same across restarts, devices and file names, and exact
+  copies are on the same side.
 - Everything that is not used is listed, by the rules of picture_files.py. It is an error only if
   no class folder has a readable picture.
 """
@@ -11,7 +12,7 @@ Laws:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,14 +108,15 @@ def read_class_folders(
     return Dataset(folder, tuple(classes), tuple(pictures), left_out)
 
 
-def split(dataset: Dataset, shares: DataConfig) -> Split:
-    """Assign every picture to the side that `side_of` gives for its hash.
+def split(dataset: Dataset, shares: DataConfig, groups: Mapping[str, str] | None = None) -> Split:
+    """Assign every picture to the side that `side_of` gives for its hash, or its group's key.
 
-    The sizes of the sides are close to the shares, not equal to them.
+    `groups` has the keys by picture hash (groups.py). The sizes of the sides are close to the shares, not equal to them.
     """
     sides: dict[str, list[Picture]] = {"train": [], "validation": [], "test": []}
     for picture in dataset.pictures:
-        sides[side_of(picture.hash, shares)].append(picture)
+        key = picture.hash if groups is None else groups[picture.hash]
+        sides[side_of(key, shares)].append(picture)
     tested = {picture.label for picture in sides["test"]}
     present = {picture.label for picture in dataset.pictures}
     return Split(

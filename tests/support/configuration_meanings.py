@@ -267,5 +267,7 @@ TABLES: Mapping[str, str] = {
     "metrics": "The coordinator's metrics for Prometheus; see "
     "[Monitoring](../how-to/monitoring.md). Without this table there are none.",
     "data": "The pictures of this device.",
+    "inbox": "Pictures that nobody has labelled yet. Without this table there are none but those that "
+    "lie in the folder of `[data]` without a label.",
     "encoder": "How the encoder runs on this device.",
 }
