@@ -23,6 +23,7 @@ from fedclip_edge.agent.bundle_trial import Trial, start_trial
 from fedclip_edge.agent.duties import Duties
 from fedclip_edge.agent.encoder_process import EncoderProcess
 from fedclip_edge.agent.encoding_link import EncodingLink
+from fedclip_edge.agent.event_names import EventNames
 from fedclip_edge.agent.features import CACHE, prepare_pictures
 from fedclip_edge.agent.folder_watch import FolderWatch
 from fedclip_edge.agent.loop import loop
@@ -45,7 +46,6 @@ from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.transport.base import Connected, Disconnected, Traffic, device_client
 from fedclip_edge.transport.mqtt import PahoTransport
 from fedclip_edge.vision.bundle import Bundle, key_of
-from fedclip_edge.vision.datasets import Picture
 from fedclip_edge.vision.embedding import Progress
 
 
@@ -159,19 +159,15 @@ def _prepare(
     encoder.between = duties.look
     duties.watch(encoder.worker)
     features = EncodedFeatures(encoder, cache, key_of(bundle, config.encoder))
+    events = EventNames(config.data, bundle.classes.names)
     duties.new_pictures = NewPictures(
-        watch, start_answering(config, bundle, box.outlets, features, _no_event)
+        watch, start_answering(config, bundle, box.outlets, features, events)
     )
     data = prepare_pictures(config, bundle, encoder.encode, progress, watch.index)
     work = TrainerProcess(box.children, config, bundle, data.sides)
     duties.watch(work.worker)
     trainer = LocalTrainer(config, bundle.classes, bundle.manifest.dim, data, _no_traffic, work)
     return trainer, Rescan(config, bundle, encoder.encode, trainer, watch, time.monotonic())
-
-
-def _no_event(_picture: Picture) -> str:
-    """The picture belongs to no event."""
-    return ""
 
 
 def _has_other_bundle(session: Session, store: BundleStore, chosen_at: int) -> bool:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from fedclip_edge.config.agent import DataConfig
@@ -43,14 +43,22 @@ def groups_by_name(
     pattern = re.compile(config.group_pattern)
     events: dict[str, set[str]] = defaultdict(set)  # hashes by event
     for picture in pictures:
-        name = (
-            _folder(picture.path, config.folder, names)
-            if config.group_by == "folder"
-            else _prefix(picture.path, pattern)
-        )
+        name = event_of(picture.path, config, names, pattern)
         events[f"{config.group_by} {name}" if name else picture.hash].add(picture.hash)
     keys = {event: _key(event) if " " in event else event for event in events}
     return _joined([(keys[event], members) for event, members in events.items()], config)
+
+
+def event_of(
+    path: Path, config: DataConfig, classes: Container[str], pattern: re.Pattern[str]
+) -> str:
+    """Return the name of a picture's event for "folder" and "prefix"; empty if it has none.
+
+    `classes` are normalized names, and `pattern` is the compiled `group_pattern`.
+    """
+    if config.group_by == "folder":
+        return _folder(path, config.folder, classes)
+    return _prefix(path, pattern)
 
 
 def groups_by_time(
@@ -111,7 +119,7 @@ def _key(event: str) -> str:
     return hashlib.sha256(event.encode(errors="surrogateescape")).hexdigest()
 
 
-def _folder(path: Path, folder: Path, classes: set[str]) -> str:
+def _folder(path: Path, folder: Path, classes: Container[str]) -> str:
     """The folder of the picture below its class folder; empty if it is in none below."""
     if not path.is_relative_to(folder):
         return str(path.parent)

@@ -158,10 +158,27 @@ def test_a_fault_that_passes_loses_no_picture(desk: Desk) -> None:
 
 def test_many_pictures_at_once_are_answered_in_parts(desk: Desk) -> None:
     desk.answering.add(some(*(f"a-{number}.jpg" for number in range(100))))
-    for now in range(4):
+    for now in range(8):
         desk.answering.look(None, float(now))
     assert max(desk.asked) < 100
     assert len([line for line in desk.lines() if "picture" in line]) == 100
+
+
+def test_while_it_waits_for_features_nothing_is_answered_twice(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The encoder process is free for others between two parts of a long request."""
+    given = desk.answering.features
+
+    def features(pictures: Sequence[Picture]) -> Mapping[str, F32] | None:
+        desk.answering.look(None, 0.1)
+        return given(pictures)
+
+    monkeypatch.setattr(desk.answering, "features", features)
+    desk.answering.add(some(*(f"a-{number}.jpg" for number in range(40))))
+    for now in range(4):
+        desk.answering.look(None, float(now))
+    assert len({line["picture"] for line in desk.lines()}) == len(desk.lines()) == 40
 
 
 def joined(tmp_path: Path, desk: Desk, **changes: Any) -> Scene:

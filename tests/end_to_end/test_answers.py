@@ -163,3 +163,20 @@ def test_a_picture_is_answered_while_a_round_trains(
         for name in ("first.png", "second.png"):
             assert box.answer_to(name)["model"] == "zero-shot"
         assert not box.has("trained")()
+
+
+def test_the_pictures_of_one_event_have_a_common_answer(
+    tmp_path: Path, random_bundle: Bundle, mosquitto: BrokerAddress
+) -> None:
+    with Site(tmp_path, random_bundle, mosquitto, f"{FLEET}-events") as site:
+        box = Box(site, "[answers]\nevent_s = 2\nevent_share = 0.1\n")
+        text = box.config.read_text()
+        box.config.write_text(text.replace("[data]\n", '[data]\ngroup_by = "prefix"\n'))
+        with messages(mosquitto, f"{site.fleet}-answers/cam-07/event") as heard:
+            box.start()
+            wait_until(box.has("connected"), "the agent")
+            for number in range(4):
+                box.drop(f"0815-{number}.png")
+            common = heard()
+        assert (common["event"], common["pictures"], common["agreed"]) == ("0815", 4, True)
+        assert common in box.lines()
