@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 from fedclip_edge.agent.monitor import Monitor
+from fedclip_edge.agent.new_pictures import NewPictures
 from fedclip_edge.agent.session import Session
 from fedclip_edge.pki.expiry import Expiry
 from fedclip_edge.processes.systemd import SYSTEMD
@@ -19,6 +20,7 @@ class Duties:
     expiry: Expiry
     monitor: Monitor | None
     session: Session | None = None  # None until the agent has connected
+    new_pictures: NewPictures | None = None  # None without a bundle
     _workers: list[Worker] = field(default_factory=list)
 
     def watch(self, worker: Worker) -> None:
@@ -32,12 +34,16 @@ class Duties:
         SYSTEMD.turn()
         for worker in self._workers:
             worker.rest(now)
+        if self.new_pictures is not None:
+            self.new_pictures.look(self.session, now)
         if self.session is not None:
             self.expiry.look(now)
             if self.monitor is not None:
                 self.monitor.look(self.session, now)
 
-    def end_workers(self) -> None:
-        """End all workers, at once."""
+    def end(self) -> None:
+        """End all workers, at once, and answer the events that are open."""
+        if self.new_pictures is not None:
+            self.new_pictures.answering.end(time.monotonic())
         for worker in self._workers:
             worker.end()

@@ -15,6 +15,7 @@ import importlib.util
 from pathlib import Path
 
 from fedclip_edge import log
+from fedclip_edge.agent.answering import open_outlets
 from fedclip_edge.agent.broker_choice import BrokerChoice
 from fedclip_edge.agent.bundle_store import BundleStore, fetched_folder
 from fedclip_edge.agent.monitor import monitored
@@ -57,10 +58,11 @@ def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) ->
         contextlib.closing(open_state_db(config.state_dir / "parked.sqlite")) as state_db,
         Children() as children,
         monitored(config) as monitor,
+        contextlib.closing(open_outlets(config)) as outlets,
     ):
         identity = load_identity(config.broker.key, config.state_dir / "device.key")
         choice = BrokerChoice(config.broker, state_db)
-        box = Box(config, identity, state_db, store, children, monitor, choice)
+        box = Box(config, identity, state_db, store, children, monitor, choice, outlets)
         bundle = bundle or _open_bundle(store)
         while not serve(box, bundle, chosen_at, once, progress):
             chosen_at = store.changed_at()

@@ -6,6 +6,7 @@ one of them works, this process goes on with its other duties.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import secrets
 import time
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedclip_edge import log
+from fedclip_edge.agent.answering import Outlets, start_answering
 from fedclip_edge.agent.broker_choice import BrokerChoice
 from fedclip_edge.agent.bundle_download import BundleDownload
 from fedclip_edge.agent.bundle_store import BundleStore
@@ -21,12 +23,15 @@ from fedclip_edge.agent.bundle_trial import Trial, start_trial
 from fedclip_edge.agent.duties import Duties
 from fedclip_edge.agent.encoder_process import EncoderProcess
 from fedclip_edge.agent.encoding_link import EncodingLink
+from fedclip_edge.agent.event_names import EventNames
 from fedclip_edge.agent.features import CACHE, prepare_pictures
+from fedclip_edge.agent.folder_watch import FolderWatch
 from fedclip_edge.agent.loop import loop
 from fedclip_edge.agent.monitor import Monitor
+from fedclip_edge.agent.new_pictures import EncodedFeatures, NewPictures
 from fedclip_edge.agent.no_bundle import NoBundle
 from fedclip_edge.agent.publisher import retained, will
-from fedclip_edge.agent.rescan import Rescan
+from fedclip_edge.agent.rescan import Rescan, watched
 from fedclip_edge.agent.session import Session, start_session
 from fedclip_edge.agent.state_db import StateDb
 from fedclip_edge.agent.trainer import LocalTrainer
@@ -40,9 +45,8 @@ from fedclip_edge.protocol.signing import Identity
 from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.transport.base import Connected, Disconnected, Traffic, device_client
 from fedclip_edge.transport.mqtt import PahoTransport
-from fedclip_edge.vision.bundle import Bundle
+from fedclip_edge.vision.bundle import Bundle, key_of
 from fedclip_edge.vision.embedding import Progress
-from fedclip_edge.vision.picture_index import PictureIndex
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +60,7 @@ class Box:
     children: Children
     monitor: Monitor | None
     choice: BrokerChoice
+    outlets: Outlets
 
 
 def serve(
@@ -83,12 +88,14 @@ def serve(
     renew = f"run `fedclip-edge renew {config.id}`, copy its file here and restart the agent"
     duties = Duties(Expiry(config.broker.certificate, renew), box.monitor)
     early = new_link()
+    parts = contextlib.ExitStack()
     try:
         SYSTEMD.ready()  # encoding may take hours
         trainer = rescan = None
         if bundle is not None:
             listeners = [early.tell, progress, None if box.monitor is None else box.monitor.tell]
-            trainer, rescan = _prepare(box, bundle, duties, _each(listeners))
+            watch = parts.enter_context(watched(config, bundle))
+            trainer, rescan = _prepare(box, bundle, watch, duties, _each(listeners))
         attempts, has_connected = 0, False  # attempts in a row that failed
         while True:
             try:
@@ -138,23 +145,29 @@ def serve(
             box.choice.switch("the broker moved, or cannot be reached here")
             early = new_link()
     finally:
-        duties.end_workers()
+        duties.end()
+        parts.close()
         early.close()
 
 
 def _prepare(
-    box: Box, bundle: Bundle, duties: Duties, progress: Progress
+    box: Box, bundle: Bundle, watch: FolderWatch, duties: Duties, progress: Progress
 ) -> tuple[LocalTrainer, Rescan]:
     """Have the device's pictures encoded; return the learner, and the rescans of the folder."""
-    config, index = box.config, PictureIndex()
-    encoder = EncoderProcess(box.children, bundle, config.encoder, config.state_dir / CACHE)
+    config, cache = box.config, box.config.state_dir / CACHE
+    encoder = EncoderProcess(box.children, bundle, config.encoder, cache)
     encoder.between = duties.look
     duties.watch(encoder.worker)
-    data = prepare_pictures(config, bundle, encoder.encode, progress, index)
+    features = EncodedFeatures(encoder, cache, key_of(bundle, config.encoder))
+    events = EventNames(config.data, bundle.classes.names)
+    duties.new_pictures = NewPictures(
+        watch, start_answering(config, bundle, box.outlets, features, events)
+    )
+    data = prepare_pictures(config, bundle, encoder.encode, progress, watch.index)
     work = TrainerProcess(box.children, config, bundle, data.sides)
     duties.watch(work.worker)
     trainer = LocalTrainer(config, bundle.classes, bundle.manifest.dim, data, _no_traffic, work)
-    return trainer, Rescan(config, bundle, encoder.encode, trainer, index, time.monotonic())
+    return trainer, Rescan(config, bundle, encoder.encode, trainer, watch, time.monotonic())
 
 
 def _has_other_bundle(session: Session, store: BundleStore, chosen_at: int) -> bool:

@@ -27,7 +27,13 @@ from fedclip_edge.errors import reason_of
 
 _PLAIN = (str, int, float, bool, type(None))
 # How libraries say that an allocation failed, in errors that are not a MemoryError.
-_NO_MEMORY = ("can't allocate memory", "bad_alloc", "Failed to allocate memory")
+_NO_MEMORY = (
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "bad_alloc",
+    "Failed to allocate memory",
+    "failed to map segment",
+)
 
 
 class _Line:

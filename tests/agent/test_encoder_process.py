@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,7 +17,7 @@ from fedclip_edge.agent.encoder_process import EncoderProcess
 from fedclip_edge.agent.encoding import Encoded, Encoding
 from fedclip_edge.agent.features import CACHE
 from fedclip_edge.config.agent import EncoderConfig
-from fedclip_edge.errors import DataError, WorkerError
+from fedclip_edge.errors import DataError, DiskError, WorkerError
 from fedclip_edge.processes.children import Children
 from fedclip_edge.vision.bundle import Bundle, key_of
 from fedclip_edge.vision.cache import FeatureCache
@@ -97,7 +99,7 @@ def test_a_killed_process_does_not_stop_the_encoding(
 
 
 class Fatal(Encoding):
-    """An encoder whose process dies on some pictures: on those of one byte more than others."""
+    """An encoder whose process dies on some pictures."""
 
     def encode(self, pictures: Sequence[Picture], progress: Progress | None = None) -> Encoded:
         if any(picture.path.name in os.environ["FATAL"] for picture in pictures):
@@ -108,15 +110,9 @@ class Fatal(Encoding):
 def dies_on(
     process: EncoderProcess, pictures: Sequence[Picture], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *_path()]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *sys.path]))
     monkeypatch.setenv("FATAL", " ".join(one.path.name for one in pictures))
     process.worker.target = "test_encoder_process:Fatal"
-
-
-def _path() -> list[str]:
-    import sys
-
-    return sys.path
 
 
 def test_a_picture_that_kills_the_process_is_skipped_and_the_others_are_encoded(
@@ -158,3 +154,25 @@ def test_errors_of_the_encoder_and_the_cache_are_the_same_here(
     with pytest.raises(DataError) as there:
         encoder(children, random_bundle, tmp_path).encode(found)
     assert str(there.value) == str(here.value)
+
+
+class FullDisk(Encoding):
+    """An encoder whose disk is full."""
+
+    def encode(self, pictures: Sequence[Picture], progress: Progress | None = None) -> Encoded:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        return super().encode(pictures, progress)
+
+
+def test_a_full_disk_is_the_same_error_here(
+    children: Children,
+    random_bundle: Bundle,
+    found: tuple[Picture, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    process = encoder(children, random_bundle, tmp_path)
+    dies_on(process, [], monkeypatch)
+    process.worker.target = "test_encoder_process:FullDisk"
+    with pytest.raises(DiskError, match=r"features.sqlite cannot be used: .*; check the free disk"):
+        process.encode(found)
