@@ -16,7 +16,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fedclip_edge.agent.encoding import Encoded
+from fedclip_edge.agent.limits import of_child, within
 from fedclip_edge.config.agent import EncoderConfig
+from fedclip_edge.config.limits import Limits
 from fedclip_edge.errors import WorkerError
 from fedclip_edge.processes.children import Children
 from fedclip_edge.processes.worker import Worker
@@ -29,21 +31,25 @@ _FIRST_SLICE = 16  # pictures
 _LONGEST_SLICE = 4096
 _HANGS_S = 3600.0  # for one slice; TensorRT builds an engine for minutes first
 _FATAL = 3  # so many pictures in a row on which the process dies: it is not the pictures
-_NICE = 5  # the answers of the agent, and other programs of the box, come first
 
 
 class EncoderProcess:
     """The encoder process of one bundle; `encode` starts it when it is needed."""
 
     def __init__(
-        self, children: Children, bundle: Bundle, config: EncoderConfig, cache: Path
+        self,
+        children: Children,
+        bundle: Bundle,
+        config: EncoderConfig,
+        cache: Path,
+        limits: Callable[[], Limits] = Limits,
     ) -> None:
         self.worker = Worker(
             children,
             "encoder",
             "fedclip_edge.agent.encoding:Encoding",
-            lambda: (bundle, config, cache),
-            nice=_NICE,
+            lambda: (bundle, within(config, limits()), cache),
+            limits=lambda: of_child(limits()),
         )
         # Called between two slices, when the process is free for another request.
         self.between: Callable[[], None] = lambda: None

@@ -41,6 +41,7 @@ _USED = (
     "CREATE TABLE IF NOT EXISTS used (key TEXT NOT NULL, picture TEXT NOT NULL, "
     "day INTEGER NOT NULL, PRIMARY KEY (key, picture)) WITHOUT ROWID"
 )
+_NO_DAY = 2**62  # later than every day
 _ASKED = 500  # old versions of SQLite allow 999 variables in one statement
 
 
@@ -132,35 +133,42 @@ class FeatureCache:
                 rows,
             )
 
-    def trim(self, most_bytes: int) -> int:
-        """Delete the features whose last use is longest ago if the file holds over `most_bytes`.
-
-        Afterwards it holds at most four fifths of that; the file does not shrink, but what is free
-        in it is used again. Returns the number of deleted features. Raises DataError like `put`.
-        """
-        with _errors_of(self.path), self._db:
+    def held_bytes(self) -> int:
+        """The size of what the file holds, without what is free in it; raises DataError."""
+        with _errors_of(self.path):
             size, pages, free = (
                 self._db.execute(f"PRAGMA {what}").fetchone()[0]
                 for what in ("page_size", "page_count", "freelist_count")
             )
-            held = size * (pages - free)
-            if held <= most_bytes:
-                return 0
+        return int(size * (pages - free))
+
+    def trim(self, most_bytes: int, *, unused_since: int | None = None) -> int:
+        """Delete the features whose last use is longest ago if the file holds over `most_bytes`.
+
+        With `unused_since`, features that were used on this day or later stay. Without, the file
+        holds at most four fifths of `most_bytes` afterwards. It does not shrink, but what is free
+        in it is used again. Returns the number of deleted features. Raises DataError like `put`.
+        """
+        held = self.held_bytes()
+        if held <= most_bytes:
+            return 0
+        with _errors_of(self.path), self._db:
             self._db.execute(_USED)
             (count,) = self._db.execute("SELECT count(*) FROM feature").fetchone()
             surplus = math.ceil(count * (1 - 0.8 * most_bytes / held))
             oldest = (
                 "SELECT key, picture FROM feature LEFT JOIN used USING (key, picture) "
-                "ORDER BY coalesce(day, 0) LIMIT ?"
+                "WHERE coalesce(day, 0) < ? ORDER BY coalesce(day, 0) LIMIT ?"
             )
-            self._db.execute(
+            day = _NO_DAY if unused_since is None else unused_since
+            deleted = self._db.execute(
                 f"DELETE FROM feature WHERE (key, picture) IN ({oldest})",  # noqa: S608 - constant
-                (surplus,),
-            )
+                (day, surplus),
+            ).rowcount
             self._db.execute(
                 "DELETE FROM used WHERE (key, picture) NOT IN (SELECT key, picture FROM feature)"
             )
-            return int(surplus)
+            return int(deleted)
 
     def _next_key(self, key: str) -> str | None:
         """The first feature key after `key`, without reading all rows; None if there is none."""

@@ -18,6 +18,7 @@ from system import DEADLINE_S, of_process, running
 
 from fedclip_edge import log
 from fedclip_edge.errors import BundleError, ConfigError, DataError, DiskError, WorkerError
+from fedclip_edge.processes.child_limits import ChildLimits
 from fedclip_edge.processes.children import Children
 from fedclip_edge.processes.worker import Worker
 
@@ -301,7 +302,9 @@ def test_the_child_itself_needs_no_heavy_module() -> None:
 
 
 def test_its_priority_can_be_lower(children: Children) -> None:
-    assert desk(children, nice=3).ask("niceness") == min(19, os.nice(0) + 3)
+    assert desk(children, limits=lambda: ChildLimits(nice=3)).ask("niceness") == min(
+        19, os.nice(0) + 3
+    )
 
 
 def test_other_threads_hold_up_no_start(worker: Worker) -> None:
