@@ -12,7 +12,8 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -22,11 +23,13 @@ from fedclip_edge.errors import DataError, DiskError
 from fedclip_edge.records import F32
 from fedclip_edge.storage.sqlite import (
     Connection,
+    EmptyDatabaseError,
     OtherDatabaseError,
     OtherVersionError,
     Schema,
     errors_as,
     open_database,
+    open_to_read,
 )
 
 _SCHEMA = Schema(
@@ -196,6 +199,32 @@ class FeatureCache:
         self.close()
 
 
+@dataclass(frozen=True)
+class CacheState:
+    """What is in a cache for one feature key."""
+
+    pictures: frozenset[str]  # hashes of the pictures with a feature that is whole
+    damaged: int  # features that are not as they were stored
+    size_bytes: int  # of the file
+
+
+def examine(path: Path, feature_key: str) -> CacheState:
+    """Read all features of one key, and change nothing; another process may be at work.
+
+    Raises DataError and DiskError as `FeatureCache` does.
+    """
+    whole, damaged = set[str](), 0
+    with _opening(path), closing(open_to_read(path, _SCHEMA)) as database:
+        for picture, vector, checksum in database.execute(
+            "SELECT picture, vector, checksum FROM feature WHERE key = ?", (feature_key,)
+        ):
+            if isinstance(vector, bytes) and _checksum(feature_key, picture, vector) == checksum:
+                whole.add(picture)
+            else:
+                damaged += 1
+    return CacheState(frozenset(whole), damaged, path.stat().st_size)
+
+
 def _checksum(feature_key: str, picture: str, vector: bytes) -> int:
     """CRC-32, which finds each change of up to 32 bits in a row."""
     return zlib.crc32(vector, zlib.crc32(f"{feature_key} {picture}".encode()))
@@ -209,11 +238,18 @@ def _open(path: Path) -> Connection:
             f"the folder {path.parent} of the feature cache cannot be created: "
             f"{error.strerror or error}; free or repair the disk, or name another folder"
         ) from error
+    with _opening(path):
+        # After a power cut the last batches may be missing, but the file is intact.
+        return open_database(path, _SCHEMA, durable=False)
+
+
+@contextmanager
+def _opening(path: Path) -> Iterator[None]:
+    """Turn the errors of opening a file into DataError and DiskError."""
     try:
         with _errors_of(path):
-            # After a power cut the last batches may be missing, but the file is intact.
-            return open_database(path, _SCHEMA, durable=False)
-    except OtherDatabaseError:
+            yield
+    except (OtherDatabaseError, EmptyDatabaseError):
         raise DataError(
             f"{path} is not a feature cache but another database; move it away, or name another "
             "folder"
