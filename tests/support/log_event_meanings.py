@@ -132,6 +132,41 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "empty.",
             "Choose another `group_by`, `group_pattern` or `group_seconds`.",
         ),
+        "work_paused": Event(
+            "The box is hotter than `max_temperature_c`, or runs on its battery with `on_battery = "
+            '"pause"`. The device encodes and trains nothing, and counts as offline at the '
+            "coordinator. It stays connected. A work that has begun is stopped, and goes on after the "
+            "pause if that is short.",
+            "Cool the box or connect it, or change `[limits]`.",
+        ),
+        "work_resumed": Event("The reason of the last pause is gone, and the device goes on."),
+        "cache_trimmed": Event(
+            "The feature cache was above `max_cache_mb`. Features that are not in use were deleted; "
+            "`mb` is what it holds now."
+        ),
+        "cache_above_limit": Event(
+            "The feature cache is above `max_cache_mb` with the features of the labelled pictures "
+            "alone. They stay, because the device would encode the same pictures again and again.",
+            "Raise `max_cache_mb`, or remove pictures.",
+        ),
+        "cache_not_trimmed": Event(
+            "The feature cache is above `max_cache_mb`, and cannot be made smaller.",
+            "Do what the reason says.",
+        ),
+        "settings_read": Event(
+            "After SIGHUP the agent has read its configuration file again, and uses the settings "
+            "that `changed` names."
+        ),
+        "settings_not_used": Event(
+            "The configuration file that was read after SIGHUP has a mistake, or the agent cannot "
+            "work with it. The settings before stay in use.",
+            "Correct the file, then send SIGHUP again (`systemctl reload`).",
+        ),
+        "restart_needed": Event(
+            "After SIGHUP, these settings have changed in the file. They are used from the next "
+            "start on; until then the earlier ones stay.",
+            "Restart the agent.",
+        ),
         "folder_away": Event(
             "A picture folder is missing, suddenly empty, or on another file system without any of "
             "the known pictures, as if its share was not mounted. Its `pictures` stay in use. Written "
