@@ -178,6 +178,7 @@ class Worker:
                 None,
                 ends_in_s=_ENDS_IN_S,
                 keeps=[its.fileno()],
+                dies_by=signal.SIGKILL,  # a child that is stopped sees no other signal
             )
             return _Child(process, Connection(ours.detach()), limits)
 
