@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
@@ -21,14 +22,16 @@ from fedclip_edge.config.agent import AgentConfig
 from fedclip_edge.errors import DataError, DiskError, FedclipError
 from fedclip_edge.processes.children import Children, own_command
 from fedclip_edge.vision.bundle import Bundle, key_of
-from fedclip_edge.vision.cache import examine
+from fedclip_edge.vision.cache import CacheState, examine
 from fedclip_edge.vision.datasets import Dataset
 from fedclip_edge.vision.device_pictures import read_device
-from fedclip_edge.vision.picture_files import LeftOut
+from fedclip_edge.vision.picture_files import LeftOut, Skipped, unreadable
 from fedclip_edge.vision.picture_index import PictureIndex, read_index
+from fedclip_edge.vision.pictures import decode
 
 ENCODER_S = 240.0  # TensorRT may build an engine
 _NAMED = 4  # classes or folders in one line
+_DECODE_S = 20.0  # the longest time for pictures that have no features yet
 _AT_WORK = "the agent fetches it from the coordinator"
 
 
@@ -109,7 +112,35 @@ class Pictures:
             yield todo("pictures", said, what)
         else:
             yield ok("pictures", said)
-        yield _of_left_out(dataset.left_out)
+        yield _of_left_out(dataset.left_out + LeftOut(skipped=tuple(self._unreadable(dataset))))
+
+    def _unreadable(self, dataset: Dataset) -> Iterator[Skipped]:
+        """Decode some pictures that have no features, and yield those that cannot be decoded."""
+        bundle, ends = self.bundle, time.monotonic() + _DECODE_S
+        assert bundle is not None
+        try:
+            known = self._features.pictures
+        except FedclipError:
+            known = frozenset()
+        for picture in (*dataset.pictures, *dataset.unlabelled):
+            if time.monotonic() > ends:
+                return
+            if picture.hash in known:
+                continue
+            try:
+                decode(picture.path.read_bytes(), bundle.manifest.preprocessing)
+            except DataError as error:
+                yield Skipped(picture.path, str(error))
+            except OSError as error:
+                yield Skipped(picture.path, unreadable(error))
+
+    @cached_property
+    def _features(self) -> CacheState:
+        """The features of the bundle; none without a cache. Raises DataError and DiskError."""
+        bundle, file = self.bundle, self._config.state_dir / CACHE
+        if bundle is None or not file.exists():
+            return CacheState(frozenset(), 0, 0)
+        return examine(file, key_of(bundle, self._config.encoder))
 
     def check_cache(self) -> Iterator[Finding]:
         """Count the features, the damaged ones, and the pictures that have none."""
@@ -118,7 +149,7 @@ class Pictures:
             yield skipped("cache", "there are no features yet; the agent computes them")
             return
         try:
-            state = examine(file, key_of(bundle, self._config.encoder))
+            state = self._features
         except (DataError, DiskError) as error:
             yield todo("cache", str(error), f"stop the agent, delete {file}, start it again")
             return
