@@ -201,7 +201,7 @@ class FeatureCache:
 
 @dataclass(frozen=True)
 class CacheState:
-    """What is in a cache for one feature key."""
+    """Content of a cache for one feature key."""
 
     pictures: frozenset[str]  # hashes of the pictures with a feature that is whole
     damaged: int  # features that are not as they were stored

@@ -1,6 +1,7 @@
 """Findings of checks, and the running of checks that may fail or hang.
 
-Law: each check has its time. One that fails or takes longer becomes a finding, and the others go on.
+Law: each check has its time. One that fails or takes longer becomes a finding, and the others go
+on.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ def _steps(
 
 @dataclass(eq=False)
 class Told:
-    """What the link reports in the log about messages that the broker did not take."""
+    """The reason in the log why the broker did not take a message."""
 
     not_taken: str = ""
 
