@@ -9,8 +9,8 @@ Laws:
 - After an interrupt, and after a request that took too long, the child is ended.
 - The child's log lines are written by the parent, in order.
 - The child never outlives its parent (`children.py`).
-- While `is_paused`, the child is stopped, and its work goes on afterwards. After PAUSE_S the child is
-  ended, and `ask` raises PausedError.
+- While `is_paused`, the child is stopped, and its work goes on afterwards. After PAUSE_S the child
+  is ended, and `ask` raises PausedError.
 """
 
 from __future__ import annotations
