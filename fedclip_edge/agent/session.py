@@ -53,7 +53,6 @@ class Session:
     """
 
     config: AgentConfig
-    learner: Learner
     transport: Transport
     state_db: StateDb
     publisher: Publisher
@@ -100,7 +99,7 @@ class Session:
 
         Raises the errors of `learner.capabilities`.
         """
-        self.publisher.capabilities = self.learner.capabilities()
+        self.publisher.capabilities = self.work.learner.capabilities()
         if self.handshake.is_connected:
             self.handshake.reset()
             self._send_hello(now)
@@ -362,7 +361,6 @@ def start_session(
     queue = EvaluationQueue(learner)
     return Session(
         config=config,
-        learner=learner,
         transport=transport,
         state_db=state_db,
         publisher=publisher,
