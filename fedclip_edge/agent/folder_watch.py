@@ -251,7 +251,8 @@ class FolderWatch:
         self._gone.pop(found, None)
         before = self._paths.get(name)
         if before != found:
-            self._take_away(name, now)
+            if before is not None:
+                self._take_away(name, now)
             self._paths[name] = found
             self._copies[found] += 1
             self._has_news = True
@@ -264,12 +265,15 @@ class FolderWatch:
 
     def _take_away(self, name: str, now: float) -> None:
         """Note that a file is gone, or has other bytes."""
+        # A reading for a run may have met a file that this watch has not read yet.
         gone = self._paths.pop(name, None)
-        if gone is not None:
+        if gone is None:
+            gone = self.index.last_hash(name)
+        else:
             self._copies[gone] -= 1
-            if not self._copies[gone]:
-                del self._copies[gone]
-                self._gone[gone] = now
+        if gone is not None and self._copies[gone] <= 0:
+            del self._copies[gone]
+            self._gone[gone] = now
 
     def _removed(self, now: float) -> tuple[str, ...]:
         """Take the hashes that have been gone for long enough; none while a folder is away."""

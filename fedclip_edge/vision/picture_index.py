@@ -132,6 +132,11 @@ class PictureIndex:
         known = self._known.get(path)
         return known.hash if known is not None and known.state == state else None
 
+    def last_hash(self, path: str) -> str | None:
+        """The hash of a file at its last reading, whatever its state is now."""
+        known = self._known.get(path)
+        return None if known is None else known.hash
+
     def paths(self) -> Collection[str]:
         """The paths of all files in the index."""
         return self._known.keys()
