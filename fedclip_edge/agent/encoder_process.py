@@ -29,7 +29,7 @@ _FIRST_SLICE = 16  # pictures
 _LONGEST_SLICE = 4096
 _HANGS_S = 3600.0  # for one slice; TensorRT builds an engine for minutes first
 _FATAL = 3  # so many pictures in a row on which the process dies: it is not the pictures
-_NICE = 10  # other programs of the box, and the answers of the agent, come first
+_NICE = 5  # the answers of the agent, and other programs of the box, come first
 
 
 class EncoderProcess:
