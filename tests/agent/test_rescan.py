@@ -141,7 +141,7 @@ def test_a_label_that_a_person_gives_makes_an_unlabelled_picture_count(box: Box)
     set_labels(box.folder.parent / "state", {name: box.bundle.classes.names[2]})
     box.look(2, "run-2", "open")
     assert box.pictures == before + 1
-    (picture,) = (one for one in box.trainer.data.pictures if one.hash == name)
+    (picture,) = (one for one in box.trainer.data.found if one.hash == name)
     assert picture.label == 2
     set_labels(box.folder.parent / "state", {name: None})
     box.look(3, "run-3", "open")
