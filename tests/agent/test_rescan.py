@@ -153,6 +153,7 @@ def test_the_features_of_a_deleted_picture_leave_the_cache(box: Box) -> None:
     path = next((box.folder / box.bundle.classes.names[0]).iterdir())
     with FeatureCache(box.folder.parent / "state" / CACHE) as cache:
         before = len(cache)
+    box.watch.changes()  # it notes the pictures that are there
     path.unlink()
     deadline = time.monotonic() + 30
     removed: list[str] = []
