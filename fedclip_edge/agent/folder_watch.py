@@ -193,7 +193,7 @@ class FolderWatch:
             self._pending[name] = _Pending(state, now - self._age(state))
 
     def _age(self, state: FileState) -> float:
-        """Seconds since the file's last change; 0 if the clock of its file system is another one."""
+        """Seconds since the file's last change; 0 if its file system may have another clock."""
         if not self.events.is_watching:
             return 0.0
         return max(0.0, time.time() - max(state.mtime_ns, state.ctime_ns) / 1e9)
