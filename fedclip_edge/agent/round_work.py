@@ -21,7 +21,7 @@ from fedclip_edge.protocol.messages import Manifest
 from fedclip_edge.records import Contribution
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class RoundWork:
     """The work of one device; `now` is monotonic, in seconds."""
 

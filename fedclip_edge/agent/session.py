@@ -50,7 +50,6 @@ class Session:
     """
 
     config: AgentConfig
-    learner: Learner
     transport: Transport
     state_db: StateDb
     publisher: Publisher
@@ -86,7 +85,7 @@ class Session:
 
         Raises the errors of `learner.capabilities`.
         """
-        self.publisher.capabilities = self.learner.capabilities()
+        self.publisher.capabilities = self.work.learner.capabilities()
         if self.handshake.is_connected:
             self.handshake.reset()
             self._send_hello(now)
@@ -344,7 +343,6 @@ def start_session(
     queue = EvaluationQueue(learner)
     return Session(
         config=config,
-        learner=learner,
         transport=transport,
         state_db=state_db,
         publisher=publisher,

@@ -33,8 +33,7 @@ IDLE_S = 60.0
 _LOOKS_S = 0.05  # between two calls of `meanwhile`
 _ENDS_IN_S = 2.0  # from SIGTERM, which the child does not catch, to SIGKILL
 _ADVICE = (
-    "often a machine has too little memory: stop other programs, or raise the memory limit of the "
-    "service; standard error may say more"
+    "stop other programs, or raise the memory limit of the service; standard error may say more"
 )
 
 
@@ -101,7 +100,8 @@ class Worker:
                 return self._tried(method, arguments, progress, ends_at)
             except _DiedError as died:
                 raise WorkerError(
-                    f"the {self.name} process {died.reason}, twice in a row; {_ADVICE}"
+                    f"the {self.name} process {died.reason}, twice in a row; often a machine has too "
+                    f"little memory: {_ADVICE}"
                 ) from None
         finally:
             self.is_busy = False
@@ -172,7 +172,10 @@ class Worker:
         while True:
             self.meanwhile()
             if ends_at is not None and time.monotonic() >= ends_at:
-                raise WorkerError(f"the {self.name} process took too long and was ended; {_ADVICE}")
+                raise WorkerError(
+                    f"the {self.name} process took too long and was ended; the machine may be "
+                    f"busy, or have too little memory: {_ADVICE}"
+                )
             message = child.receive(_LOOKS_S)
             if message is None:
                 continue

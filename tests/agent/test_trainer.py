@@ -209,8 +209,8 @@ def run_fleet(folder: Path, plan: Plan, data: dict[str, DeviceFeatures]) -> dict
     fleet = opened(Fleet(folder, plan, RunRules(devices=len(data), quorum=1.0), CLASSES))
     for name, its in data.items():
         session = fleet.start_device(name, its.train, its.test)
-        assert isinstance(session.learner, LocalTrainer)
-        use(session.learner, its)
+        assert isinstance(session.work.learner, LocalTrainer)
+        use(session.work.learner, its)
     fleet.run()
     reports = fleet.journal.reports(fleet.coordinator.run_state.run.id)
     return {report.device: report for report in reports if report.round == plan.rounds}

@@ -158,9 +158,9 @@ def test_in_a_run_each_device_keeps_its_own_and_reports_it(tmp_path: Path) -> No
     fleet = opened(Fleet(tmp_path, plan, RunRules(devices=2, quorum=1.0), classes=CLASSES))
     for i in range(2):
         session = fleet.start_device(f"cam-{i}", shifted(60, i), shifted(60, i + 9))
-        assert isinstance(session.learner, LocalTrainer)
-        data = work_of(session.learner).data
-        use(session.learner, replace(data, validation=shifted(40, i + 5)))
+        assert isinstance(session.work.learner, LocalTrainer)
+        data = work_of(session.work.learner).data
+        use(session.work.learner, replace(data, validation=shifted(40, i + 5)))
     fleet.run()
     reports = fleet.journal.reports(fleet.coordinator.run_state.run.id)
     assert all(("personal" in report.accuracy) == (report.round == 2) for report in reports)
