@@ -220,6 +220,11 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "answer.",
             "Read the reason.",
         ),
+        "answers_delayed": Event(
+            "The features of new pictures cannot be stored in `state_dir`. The pictures wait, and are "
+            "answered once they can.",
+            "Free or repair the disk.",
+        ),
         "answers_not_written": Event(
             "The file of answers cannot be written. The newest 10,000 answers wait in memory, and "
             "the device goes on.",
