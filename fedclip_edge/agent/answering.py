@@ -86,8 +86,8 @@ class Answering:
     """The answers of one device with one bundle.
 
     `features` computes raw features float32 (D,) by hash, and leaves out pictures that it cannot
-    decode; it returns None if it is at work for others. `event_of` names the event of a picture, or is
-    empty.
+    decode; it returns None if it is at work for others. `event_of` names the event of a picture;
+    the name is empty if there is none.
     """
 
     config: AgentConfig
