@@ -1,4 +1,4 @@
-"""Answers of a device, with real processes: a picture is dropped, and a line and a message follow."""
+"""Answers of a device, with real processes: a line and a message for each new picture."""
 
 from __future__ import annotations
 
