@@ -117,6 +117,7 @@ class FolderWatch:
         self._known = set(self.index.hashes())
         self._is_first = not self._known
         self._gone = dict.fromkeys(self._known, time.monotonic())  # until a file has them
+        self._audit_at = time.monotonic() + _AUDIT_S
         self.events.start()
         return self
 

@@ -4,7 +4,7 @@ Laws:
 
 - A hash is given again only if the file's size, times and inode are those at the last reading, and
   if the file had not changed within RECENT_S before that: a file system's clock may be too coarse
-  to show a further change. The device number is not compared: a share or a disk that is mounted again
+  to show a further change. The device number is not compared: a share or a disk that is mounted
   may have another one, and then every picture would be read.
 - An index with a file keeps its hashes across restarts. The file is only a cache: if it is damaged
   or has another version, it is made anew.
