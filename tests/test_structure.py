@@ -41,6 +41,7 @@ HOMES = {
     "open_clip": ("exporting/", "demo/train_tiny_clip.py"),
     "onnx": ("exporting/",),
     "PIL": ("vision/", "demo/"),
+    "pillow_heif": ("vision/pictures.py",),
     "jinja2": ("reporting/",),
     "mlflow": ("reporting/tracking.py",),
     "tensorboard": ("reporting/tracking.py",),

@@ -3,7 +3,7 @@
 Laws:
 - Answers need neither the network nor a round: the device answers with the model that it has.
 - If the features of some pictures cannot be computed, this is tried TRIES times in all. Then the
-  pictures are left out, with a log line, and the device goes on.
+  pictures are left out, with a log line, and the device goes on. While the disk is full, they wait.
 - The last model of a run is in use as soon as it has arrived. The models of its rounds before are
   not: a run may start from zero-shot CLIP again.
 """
@@ -25,7 +25,7 @@ from fedclip_edge.agent.home_assistant import answer_topic, event_topic
 from fedclip_edge.agent.model_in_use import ModelChoice
 from fedclip_edge.agent.session import Session
 from fedclip_edge.config.agent import AgentConfig
-from fedclip_edge.errors import FedclipError
+from fedclip_edge.errors import DiskError, FedclipError
 from fedclip_edge.learning.run_steps import exchanges
 from fedclip_edge.model_file import TrainedModel
 from fedclip_edge.records import F32
@@ -86,8 +86,8 @@ class Answering:
     """The answers of one device with one bundle.
 
     `features` computes raw features float32 (D,) by hash, and leaves out pictures that it cannot
-    decode; it returns None if it is at work for others. `event_of` names the event of a picture, or is
-    empty.
+    decode; it returns None if it is at work for others. `event_of` names the event of a picture;
+    the name is empty if there is none.
     """
 
     config: AgentConfig
@@ -100,6 +100,7 @@ class Answering:
     _is_answering: bool = False  # `look` was called again while it waits for features
     _failures: int = 0  # in a row, for the first pictures that wait
     _again_at: float = -math.inf
+    _delay: str = ""  # the disk error that is reported already
     _final: str = ""  # a run whose last model is announced
     _told: tuple[str, str] | None = None  # kind and version of the model that the log has
 
@@ -132,6 +133,12 @@ class Answering:
         some = self._waiting[:_AT_ONCE]
         try:
             found = self.features(some)
+        except DiskError as error:  # features cannot be stored: wait until there is space again
+            self._again_at = now + _AGAIN_S
+            if not self._delay:
+                log.event("answers_delayed", count=len(self._waiting), reason=str(error))
+            self._delay = str(error)
+            return
         except FedclipError as error:
             self._failures += 1
             self._again_at = now + _AGAIN_S
@@ -142,7 +149,7 @@ class Answering:
             return
         if found is None:
             return
-        self._failures = 0
+        self._failures, self._delay = 0, ""
         del self._waiting[: len(some)]
         known = [
             NewPicture(one.path, one.hash, found[one.hash], self.event_of(one))

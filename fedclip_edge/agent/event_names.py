@@ -1,7 +1,7 @@
 """The event of each new picture, by the same rule as the groups of the split (vision/groups.py).
 
-With `group_by = "seconds"`, an event is named after the time of its first picture. A picture belongs
-to the last event if it was taken within `group_seconds` of a picture of it.
+With `group_by = "seconds"`, an event is named after the time of its first picture. A picture
+belongs to the last event if it was taken within `group_seconds` of a picture of it.
 """
 
 from __future__ import annotations

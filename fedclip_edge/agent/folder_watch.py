@@ -117,6 +117,7 @@ class FolderWatch:
         self._known = set(self.index.hashes())
         self._is_first = not self._known
         self._gone = dict.fromkeys(self._known, time.monotonic())  # until a file has them
+        self._audit_at = time.monotonic() + _AUDIT_S
         self.events.start()
         return self
 
@@ -193,7 +194,7 @@ class FolderWatch:
             self._pending[name] = _Pending(state, now - self._age(state))
 
     def _age(self, state: FileState) -> float:
-        """Seconds since the file's last change; 0 if the clock of its file system is another one."""
+        """Seconds since the file's last change; 0 if its file system may have another clock."""
         if not self.events.is_watching:
             return 0.0
         return max(0.0, time.time() - max(state.mtime_ns, state.ctime_ns) / 1e9)
@@ -251,7 +252,8 @@ class FolderWatch:
         self._gone.pop(found, None)
         before = self._paths.get(name)
         if before != found:
-            self._take_away(name, now)
+            if before is not None:
+                self._take_away(name, now)
             self._paths[name] = found
             self._copies[found] += 1
             self._has_news = True
@@ -264,12 +266,15 @@ class FolderWatch:
 
     def _take_away(self, name: str, now: float) -> None:
         """Note that a file is gone, or has other bytes."""
+        # A reading for a run may have met a file that this watch has not read yet.
         gone = self._paths.pop(name, None)
-        if gone is not None:
+        if gone is None:
+            gone = self.index.last_hash(name)
+        else:
             self._copies[gone] -= 1
-            if not self._copies[gone]:
-                del self._copies[gone]
-                self._gone[gone] = now
+        if gone is not None and self._copies[gone] <= 0:
+            del self._copies[gone]
+            self._gone[gone] = now
 
     def _removed(self, now: float) -> tuple[str, ...]:
         """Take the hashes that have been gone for long enough; none while a folder is away."""

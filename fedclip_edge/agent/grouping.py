@@ -14,7 +14,8 @@ from fedclip_edge.vision.taken import taken_at
 _LARGE_GROUP = 0.5  # share of all pictures; then a side is easily empty
 _MANY = 20  # of fewer pictures, a large group is no surprise
 _LOOKED_AT = 1000  # test pictures that are compared with all training pictures
-_NEAR_COPIES = 0.1  # share of them; other pictures that look alike are fewer (near_copies.py)
+_FEW = 3  # fewer near-copies are an accident
+_NEAR_COPIES = 0.15  # share of them; among different pictures it is lower (near_copies.py)
 
 
 def groups_of(data: DataConfig, dataset: Dataset, index: PictureIndex) -> dict[str, str] | None:
@@ -46,7 +47,7 @@ def warn_of_near_copies(train: F32, test: F32) -> None:
     """
     some = test[:_LOOKED_AT]
     count, looked_at = near_copies(some, train), len(some)
-    if count and count >= _NEAR_COPIES * looked_at:
+    if count >= max(_FEW, _NEAR_COPIES * looked_at):
         log.event(
             "near_copies",
             test_pictures=count,

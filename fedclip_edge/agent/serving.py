@@ -110,7 +110,8 @@ def serve(
         attempts, has_connected = 0, False  # attempts in a row that failed
         while True:
             try:
-                link = early.connect(Topics(config.fleet).for_device(config.id))
+                topics = Topics(config.fleet).for_device(config.id)
+                link = early.connect(topics, meanwhile=duties.look)
             except (LinkError, ConfigError) as error:
                 attempts += 1
                 box.choice.note_failure(time.monotonic())

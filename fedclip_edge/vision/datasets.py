@@ -2,9 +2,9 @@
 
 Laws:
 
-- The side of a picture (train, validation, test) depends only on its bytes and the shares, or on its
-  group's key and the shares. So it is the same across restarts, devices and file names, and exact
-  copies are on the same side.
+- The side of a picture (train, validation, test) depends only on the shares and its bytes, or its
+  group's key. So it is the same across restarts, devices and file names, and exact copies are on
+  the same side.
 - Everything that is not used is listed, by the rules of picture_files.py. It is an error only if
   no class folder has a readable picture.
 """
@@ -111,7 +111,8 @@ def read_class_folders(
 def split(dataset: Dataset, shares: DataConfig, groups: Mapping[str, str] | None = None) -> Split:
     """Assign every picture to the side that `side_of` gives for its hash, or its group's key.
 
-    `groups` has the keys by picture hash (groups.py). The sizes of the sides are close to the shares, not equal to them.
+    `groups` has the keys by picture hash (groups.py). The sizes of the sides are close
+    to the shares, not equal to them.
     """
     sides: dict[str, list[Picture]] = {"train": [], "validation": [], "test": []}
     for picture in dataset.pictures:

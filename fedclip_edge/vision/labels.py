@@ -63,7 +63,9 @@ class Labels:
     _person: Mapping[str, str] = field(default_factory=dict)
     _named: dict[str, str] = field(default_factory=dict)  # class name by path, of the manifest
     _state: FileState | None = None  # of the manifest
-    _beside: dict[Path, frozenset[str]] = field(default_factory=dict)  # side-cars by folder
+    _beside: dict[str, frozenset[str]] = field(default_factory=dict)  # side-cars by folder
+
+    _by_name: dict[str, int] = field(default_factory=dict)  # names as they were met
 
     def __post_init__(self) -> None:
         self._labels = labels_of(self.classes)
@@ -98,11 +100,11 @@ class Labels:
 
     def of(self, path: Path, picture: str) -> int:
         """The label of a file with this hash, or UNLABELLED."""
-        found = list(self._sources(path, picture))
+        found = list(self._sources(str(path), picture))
         if not found:
             return UNLABELLED
         first = found[0]
-        label = self._labels.get(normalized_name(first.name), UNLABELLED)
+        label = self._label(first.name)
         if label == UNLABELLED:
             near = nearest(first.name, self.classes)
             hint = f"; did you mean {near!r}?" if near else ""
@@ -116,34 +118,45 @@ class Labels:
 
     def has_own(self, path: Path, picture: str) -> bool:
         """True if the picture has a label of its own, not only that of its class folder."""
-        return any(source.words != _FOLDER for source in self._sources(path, picture))
+        return any(source.words != _FOLDER for source in self._sources(str(path), picture))
 
-    def _sources(self, path: Path, picture: str) -> Iterator[_Source]:
+    def _sources(self, name: str, picture: str) -> Iterator[_Source]:
+        """Yield the labels of a file. There may be many files, so its name is no Path here."""
         if picture in self._person:
             yield _Source("a person", self._person[picture])
-        name = self._named.get(os.path.abspath(path)) if self._named else None  # noqa: PTH100
-        if name:
-            yield _Source("the manifest", name)
-        name = self._side_car(path)
-        if name:
-            yield _Source("the side-car", name)
-        top = path.relative_to(self.folder).parts[0] if path.is_relative_to(self.folder) else ""
-        if normalized_name(top) in self._labels:
+        named = self._named.get(os.path.abspath(name)) if self._named else None  # noqa: PTH100
+        if named:
+            yield _Source("the manifest", named)
+        beside = self._side_car(name)
+        if beside:
+            yield _Source("the side-car", beside)
+        base = f"{self.folder}{os.sep}"
+        top, separator, _ = name.removeprefix(base).partition(os.sep)
+        if separator and name.startswith(base) and self._label(top) != UNLABELLED:
             yield _Source(_FOLDER, top)
 
-    def _side_car(self, path: Path) -> str:
-        if path.parent not in self._beside:
+    def _label(self, name: str) -> int:
+        if name not in self._by_name:
+            self._by_name[name] = self._labels.get(normalized_name(name), UNLABELLED)
+        return self._by_name[name]
+
+    def _side_car(self, name: str) -> str:
+        folder, _, file = name.rpartition(os.sep)
+        if folder not in self._beside:
             try:
-                names = os.listdir(path.parent)  # noqa: PTH208 - only the names
+                names = os.listdir(folder)  # noqa: PTH208 - only the names
             except OSError:
                 names = []
-            self._beside[path.parent] = frozenset(n for n in names if n.endswith(_SIDE_CARS))
-        for ending in _SIDE_CARS:
-            if path.stem + ending in self._beside[path.parent]:
-                name = _read_side_car(path.with_name(path.stem + ending))
-                if name:
-                    self.side_cars.add(path.with_name(path.stem + ending))
-                    return name
+            self._beside[folder] = frozenset(n for n in names if n.endswith(_SIDE_CARS))
+        if self._beside[folder]:
+            stem = os.path.splitext(file)[0]  # noqa: PTH122 - as above
+            for ending in _SIDE_CARS:
+                if stem + ending in self._beside[folder]:
+                    path = Path(folder, stem + ending)
+                    label = _read_side_car(path)
+                    if label:
+                        self.side_cars.add(path)
+                        return label
         return ""
 
 

@@ -23,7 +23,9 @@ from typing import NamedTuple
 
 from fedclip_edge.records import normalized_name
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
+EXTENSIONS = frozenset(
+    {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".avif", ".heic", ".heif"}
+)
 _ENDINGS = tuple(EXTENSIONS)
 NO_FILE = "it is a pipe, a socket or a device, not a file"  # reading it may never end
 NAMED = 10  # entries named one by one in a log or on a screen; the others are only counted

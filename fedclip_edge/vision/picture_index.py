@@ -3,8 +3,8 @@
 Laws:
 
 - A hash is given again only if the file's size, times and inode are those at the last reading, and
-  if the file had not changed within RECENT_S before that: a file system's clock may be too coarse to
-  show a further change. The device number is not compared: a share or a disk that is mounted again
+  if the file had not changed within RECENT_S before that: a file system's clock may be too coarse
+  to show a further change. The device number is not compared: a share or a disk that is mounted
   may have another one, and then every picture would be read.
 - An index with a file keeps its hashes across restarts. The file is only a cache: if it is damaged
   or has another version, it is made anew.
@@ -133,6 +133,11 @@ class PictureIndex:
         """The hash of a file if it was in this state at its last reading, else None."""
         known = self._known.get(path)
         return known.hash if known is not None and known.state == state else None
+
+    def last_hash(self, path: str) -> str | None:
+        """The hash of a file at its last reading, whatever its state is now."""
+        known = self._known.get(path)
+        return None if known is None else known.hash
 
     def paths(self) -> Collection[str]:
         """The paths of all files in the index."""

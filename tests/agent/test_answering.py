@@ -18,7 +18,7 @@ from fedclip_edge.agent.answering import TRIES, Answering, Outlets
 from fedclip_edge.agent.model_in_use import ModelChoice
 from fedclip_edge.config.agent import AgentConfig, DataConfig
 from fedclip_edge.config.answers import AnswersConfig
-from fedclip_edge.errors import DataError
+from fedclip_edge.errors import DataError, DiskError
 from fedclip_edge.records import F32
 from fedclip_edge.vision.datasets import Picture
 
@@ -153,6 +153,19 @@ def test_a_fault_that_passes_loses_no_picture(desk: Desk) -> None:
     desk.answering.look(None, 0.2)
     assert desk.lines() == []
     desk.answering.look(None, 10.0)
+    assert len(desk.lines()) == 1
+
+
+def test_while_the_disk_is_full_pictures_wait(
+    desk: Desk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    desk.failure = DiskError("the disk is full")
+    desk.answering.add(some("a-1.jpg"))
+    for now in range(100):
+        desk.answering.look(None, float(now))
+    assert capsys.readouterr().out.count("answers_delayed") == 1
+    desk.failure = None
+    desk.answering.look(None, 200.0)
     assert len(desk.lines()) == 1
 
 

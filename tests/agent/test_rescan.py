@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -15,12 +16,15 @@ import system
 
 from fedclip_edge.agent.encoding import Encoding
 from fedclip_edge.agent.features import CACHE, prepare_pictures
+from fedclip_edge.agent.label_store import set_labels
 from fedclip_edge.agent.rescan import RESCAN_S, Rescan, watched
 from fedclip_edge.agent.session import Session
 from fedclip_edge.agent.trainer import LocalTrainer
 from fedclip_edge.agent.training import CachedTraining
 from fedclip_edge.config.agent import AgentConfig, DataConfig
 from fedclip_edge.vision.bundle import Bundle
+from fedclip_edge.vision.cache import FeatureCache
+from fedclip_edge.vision.picture_index import hash_file
 
 
 @dataclass
@@ -124,3 +128,38 @@ def test_a_share_that_is_not_mounted_keeps_the_pictures_and_is_said_once(
     box.add(1)
     box.look(3, "run-3", "open")
     assert box.hellos == [before + 1]
+
+
+def test_a_label_that_a_person_gives_makes_an_unlabelled_picture_count(box: Box) -> None:
+    box.add(1)
+    new = next(box.folder.rglob("new-*"))
+    beside = new.rename(box.folder / new.name)
+    before = box.pictures
+    box.look(1, "run-1", "open")
+    assert box.pictures == before
+    name = hash_file(beside)
+    set_labels(box.folder.parent / "state", {name: box.bundle.classes.names[2]})
+    box.look(2, "run-2", "open")
+    assert box.pictures == before + 1
+    (picture,) = (one for one in box.trainer.data.found if one.hash == name)
+    assert picture.label == 2
+    set_labels(box.folder.parent / "state", {name: None})
+    box.look(3, "run-3", "open")
+    assert box.pictures == before
+
+
+def test_the_features_of_a_deleted_picture_leave_the_cache(box: Box) -> None:
+    box.look(1, "run-1", "open")
+    path = next((box.folder / box.bundle.classes.names[0]).iterdir())
+    with FeatureCache(box.folder.parent / "state" / CACHE) as cache:
+        before = len(cache)
+    box.watch.changes()  # it notes the pictures that are there
+    path.unlink()
+    deadline = time.monotonic() + 30
+    removed: list[str] = []
+    while not removed:
+        assert time.monotonic() < deadline
+        removed += box.watch.changes().removed
+        time.sleep(0.05)
+    with FeatureCache(box.folder.parent / "state" / CACHE) as cache:
+        assert len(cache) == before - 1

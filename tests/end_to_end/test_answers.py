@@ -1,4 +1,4 @@
-"""Answers of a device, with real processes: a picture is dropped, and a line and a message follow."""
+"""Answers of a device, with real processes: a line and a message for each new picture."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from brokers import free_port
 from mqtt_client import connected, next_of
 from PIL import Image
 from system import Site, run, wait_until
@@ -180,3 +181,15 @@ def test_the_pictures_of_one_event_have_a_common_answer(
             common = heard()
         assert (common["event"], common["pictures"], common["agreed"]) == ("0815", 4, True)
         assert common in box.lines()
+
+
+def test_a_device_that_starts_without_a_broker_answers_all_the_same(
+    tmp_path: Path, random_bundle: Bundle
+) -> None:
+    away = BrokerAddress(port=free_port())
+    with Site(tmp_path, random_bundle, away, f"{FLEET}-away") as site:
+        box = Box(site)
+        box.start()
+        wait_until(box.has("features_ready"), "the agent")
+        assert box.answer_to("first.png")["model"] == "zero-shot"
+        assert not box.has("connected")()

@@ -255,6 +255,11 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "answer.",
             "Read the reason.",
         ),
+        "answers_delayed": Event(
+            "The features of new pictures cannot be stored in `state_dir`. The pictures wait, and are "
+            "answered once they can.",
+            "Free or repair the disk.",
+        ),
         "answers_not_written": Event(
             "The file of answers cannot be written. The newest 10,000 answers wait in memory, and "
             "the device goes on.",
@@ -605,6 +610,13 @@ FIELDS: Mapping[str, str] = {
     "folder": "Folder of the engine.",
     "max_cache_mb": "The setting of this name.",
     "mb": "Size of what the feature cache holds, in megabytes.",
+    "folder_away.folder": "The folder of `[data]` or of `[inbox]`.",
+    "folder_away.pictures": "Number of pictures that were known in it.",
+    "folder_back.folder": "The folder of `[data]` or of `[inbox]`.",
+    "group_by": "The setting of this name.",
+    "group_too_large.share": "Share of the pictures that the group has, from 0 to 1.",
+    "near_copies.of": "Number of test pictures that were looked at.",
+    "test_pictures": "Number of test pictures that look like a training picture.",
     "has": "Number of training devices that are online, or of contributions that were kept.",
     "hint": "The next step.",
     "id": "Id of this device.",
@@ -681,6 +693,7 @@ FIELDS: Mapping[str, str] = {
     "signal": "Name of the signal.",
     "of": "`model` or `update`.",
     "parts_lost.count": "Number of missing chunks.",
+    "unlabelled": "Pictures without a label, if there are any.",
     "skipped": "Pictures, and folders of pictures, that cannot be read.",
     "takes": "How long it takes, in words.",
     "test": "Number of test pictures.",
