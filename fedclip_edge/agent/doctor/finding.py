@@ -93,15 +93,7 @@ class _Run:
         return found
 
 
-def run_all(
-    checks: Sequence[Check], tell: Callable[[Finding], None] | None = None
-) -> list[Finding]:
+def run_all(checks: Sequence[Check]) -> list[Finding]:
     """Run all checks at once, and return their findings in the order of `checks`."""
     runs = [_Run(check) for check in checks]
-    found: list[Finding] = []
-    for run in runs:
-        for finding in run.result():
-            found.append(finding)
-            if tell is not None:
-                tell(finding)
-    return found
+    return [finding for run in runs for finding in run.result()]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from brokers import StartMosquitto, free_port
+from secured import Secured
 from session_scene import ME, manifest, state
 
 from fedclip_edge import log
@@ -16,6 +17,7 @@ from fedclip_edge.agent.doctor.finding import Finding
 from fedclip_edge.agent.doctor.fleet import Heard, check_broker, of_fleet
 from fedclip_edge.config.agent import AgentConfig, DataConfig
 from fedclip_edge.config.broker import BrokerAddress
+from fedclip_edge.pki import enrolment
 from fedclip_edge.protocol import signing, wire
 from fedclip_edge.protocol.messages import DeviceState, Manifest, Message
 from fedclip_edge.protocol.topics import Topics
@@ -169,3 +171,32 @@ def test_a_coordinator_that_is_away_is_named(tmp_path: Path) -> None:
     assert found.said == "the coordinator is offline; its last run is run-1"
     over: Manifest = manifest(phase="done")
     assert of_fleet(config, Heard(state(), over), None).said.startswith("run-1 is over")
+
+
+def test_an_enrolled_device_and_one_that_was_revoked(tmp_path: Path) -> None:
+    """The access list of `broker init` lets a doctor in, who has a client id of its own."""
+    with Secured(tmp_path) as secured:
+        secured.start()
+        broker = secured.box("cam-01")
+        found = look(config_of(tmp_path / "cam-01", broker))
+        assert found["TLS"] == Finding(
+            "TLS", "ok", "1.3; the certificates of both sides are accepted"
+        )
+        assert found["login"].state == found["rights"].state == "ok"
+        assert found["fleet"].said.startswith("no coordinator has announced itself")
+
+        other = replace(config_of(tmp_path / "cam-01", broker), id="cam-02")
+        assert "Not authorized" in look(other)["rights"].said, "its topics are those of cam-01"
+
+        plain = replace(broker, ca=None, certificate=None, key=None)
+        found = look(config_of(tmp_path / "cam-01", plain))
+        assert found["TLS"].state == "todo"
+        assert "speaks TLS" in found["TLS"].said
+        assert "set ca under [broker]" in found["TLS"].todo
+
+        enrolment.revoke(secured.site, "cam-01")
+        secured.stop()
+        secured.start()
+        found = look(config_of(tmp_path / "cam-01", broker))
+        assert found["TLS"].state == "todo"
+        assert "certificate was revoked" in found["TLS"].said
