@@ -21,7 +21,7 @@ from fedclip_edge.config.agent import EncoderConfig
 from fedclip_edge.config.limits import Limits
 from fedclip_edge.errors import WorkerError
 from fedclip_edge.processes.children import Children
-from fedclip_edge.processes.worker import Worker
+from fedclip_edge.processes.worker import PausedError, Worker
 from fedclip_edge.vision.bundle import Bundle
 from fedclip_edge.vision.datasets import Picture
 from fedclip_edge.vision.embedding import Progress
@@ -59,7 +59,8 @@ class EncoderProcess:
         """Put the features of `pictures` into the cache, if they are not in it.
 
         `progress` is called with the numbers of pictures that are done, and of all. Raises the
-        errors of `Encoding.encode`. Raises WorkerError if the process dies on each picture.
+        errors of `Encoding.encode`. Raises WorkerError if the process dies on each picture, and
+        PausedError after a long pause; what is encoded until then is in the cache.
         """
         encoded, skipped, size, done = 0, dict[str, str](), _FIRST_SLICE, 0
         while done < len(pictures):
@@ -82,6 +83,8 @@ class EncoderProcess:
             found: Encoded = self.worker.ask(
                 "encode", pictures, progress=progress, deadline_s=_HANGS_S
             )
+        except PausedError:
+            raise  # it is not the pictures
         except WorkerError as error:
             if len(pictures) > 1:  # find the one that it died on
                 half = len(pictures) // 2
