@@ -173,7 +173,7 @@ def rotate(folder: Path) -> None:
     is_flag=True,
     help="With --finish: also if devices have no new certificate; the broker then refuses them.",
 )
-def replace_authority(folder: Path, finish: bool, cut_off: bool) -> None:  # noqa: FBT001
+def replace_authority(folder: Path, finish: bool, cut_off: bool) -> None:
     """Replace the certificate authority, in two steps.
 
     The first step makes a new authority. From then on the broker accepts the certificates of both,
