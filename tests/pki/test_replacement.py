@@ -49,7 +49,7 @@ def restart(secured: Secured) -> None:
 
 
 def renewed(secured: Secured, box: BrokerAddress, id: str) -> None:
-    """What the operator does for one box."""
+    """Do for one box what the operator does."""
     assert box.ca is not None
     enrolment.renew(secured.site, id, out=box.certificate)
     shutil.copy(secured.site.path / "ca.crt", box.ca)

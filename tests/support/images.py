@@ -116,7 +116,7 @@ class Engine:
         tar.unlink()
 
     def build(self, target: str) -> Image:
-        """Build a target of the Dockerfile. Steps that an earlier target has too are not repeated."""
+        """Build a target of the Dockerfile; steps of an earlier target are not repeated."""
         name = f"localhost/fedclip-edge-{target}"
         index = os.environ.get("TORCH_INDEX", "")
         settings, paths = _pip_settings()
