@@ -1,5 +1,6 @@
 # Three targets, one for each place: docker build --target agent|coordinator|export .
 # TORCH_INDEX: an index with CPU builds of torch (PyTorch publishes one; see the Makefile).
+# BASE: another image with Python and pip. `make test-docker` runs these steps.
 
 ARG BASE=python:3.11-slim
 FROM ${BASE} AS base

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from pathlib import Path
 import images
 import pytest
 from images import Engine, Image
-from system import write_pictures
+from system import running, write_pictures
 
 from fedclip_edge import model_file
 from fedclip_edge.config.broker import BrokerAddress
@@ -72,7 +73,7 @@ def test_agents_and_a_coordinator_in_their_images_finish_a_run(
         f"[rules]\ndevices = 2\nquorum = 1.0\ndeadline_s = {DEADLINE_S}\n"
         '[plan]\nmethod = "fedclip"\nrounds = 1\n'
     )
-    started = [start(server, place, tmp_path / "serve.log")]
+    programs = [(server, place)]
     for number, name in enumerate(("cam-01", "cam-02")):
         folder = tmp_path / name
         folder.mkdir()
@@ -82,23 +83,31 @@ def test_agents_and_a_coordinator_in_their_images_finish_a_run(
             f'id = "{name}"\nfleet = "images"\nbundle = "bundle"\nstate_dir = "state"\n'
             f'[data]\nfolder = "pictures"\n{broker}'
         )
-        started.append(start(agent, folder, tmp_path / f"{name}.log"))
-    try:
+        programs.append((agent, folder))
+    with contextlib.ExitStack() as ends:
+        started = [start(ends, *program) for program in programs]
         for process in started:
             assert process.wait(DEADLINE_S) == 0, logs(tmp_path)
-    finally:
-        for process in started:
-            process.terminate()  # buildah hands it on; does nothing if it was waited for
-            process.wait(60)
     (model,) = (place / "models").glob("*.safetensors")
     assert model_file.read(model).encoder_id == tiny.manifest.encoder_id
     assert model.stat().st_uid == place.stat().st_uid != 0  # the image's own user wrote it
 
 
-def start(image: Image, folder: Path, log: Path) -> subprocess.Popen[bytes]:
+def start(ends: contextlib.ExitStack, image: Image, folder: Path) -> subprocess.Popen[bytes]:
+    file = ends.enter_context(folder.with_suffix(".log").open("wb"))
     words = image.container(folder).words("--once", "--json")
-    with log.open("wb") as file:
-        return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+    process = ends.enter_context(
+        running(words, stdin=subprocess.DEVNULL, stdout=file, stderr=file, timeout_s=2 * DEADLINE_S)
+    )
+    ends.callback(end, process)
+    return process
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a program in its container: buildah hands SIGTERM on, but cannot hand on SIGKILL."""
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(60)
 
 
 def logs(folder: Path) -> str:
