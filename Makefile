@@ -70,7 +70,7 @@ test-cluster: $(READY) ## Kill one of three RabbitMQ nodes (needs rabbitmq-serve
 	@test -x $(RABBITMQ) || { echo "test-cluster: $(RABBITMQ) is missing; install RabbitMQ: sudo apt-get install rabbitmq-server (Debian 12 has 3.10.8)" >&2; exit 1; }
 	@$(BIN)/python -m pytest -m cluster tests/end_to_end/test_cluster.py tests/end_to_end/test_ray.py
 
-# Not in .ci/run: it takes ten minutes or more, and downloads what pip needs three times.
+# Not in .ci/run: it takes ten minutes or more, and downloads what pip needs.
 test-docker: $(READY) ## Build the Dockerfile's images and finish a run in them (needs buildah, root)
 	@$(BIN)/python -m pytest -rs -m docker tests/end_to_end/test_images.py
 

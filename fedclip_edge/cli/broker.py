@@ -203,8 +203,9 @@ def replace_authority(folder: Path, finish: bool, cut_off: bool) -> None:
         f"""{made.registry.fleet} has a new authority; the broker accepts both until --finish
 1  copy {site.broker} to the broker's host, and restart the broker: SIGHUP is not enough
 2  if `serve` uses a copy of {site.coordinator}, replace the copy; restart `serve`
-3  for each of {len(made.registry.to_renew)} devices: fedclip-edge renew ID, copy its two files to the box
-4  when all boxes work with them: fedclip-edge broker replace-authority --finish"""
+3  run `fedclip-edge renew ID` for each device (there are {len(made.registry.to_renew)}); copy the
+   two files that it names to the box, and restart the agent
+4  when all boxes work with them: fedclip-edge broker replace-authority {folder} --finish"""
     )
 
 

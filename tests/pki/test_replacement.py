@@ -216,7 +216,8 @@ def test_the_commands_say_what_is_next(folder: Folder, tmp_path: Path) -> None:
     said = system.run("broker", "replace-authority", folder.path)
     assert said.returncode == 0, said.stderr
     assert said.stdout.startswith("lab has a new authority; the broker accepts both until --finish")
-    assert "for each of 2 devices: fedclip-edge renew ID" in said.stdout
+    assert "run `fedclip-edge renew ID` for each device (there are 2)" in said.stdout
+    assert f"fedclip-edge broker replace-authority {folder.path} --finish" in said.stdout
     out = tmp_path / "new.crt"
     said = system.run("renew", "cam-01", "--site", folder.path, "--out", out)
     assert said.stdout == (
