@@ -24,6 +24,7 @@ ARGUMENTS: Mapping[tuple[str, str], str] = {
     ("classes publish", "CONFIG"): "The coordinator's [configuration file](configuration.md).",
     ("broker init", "FOLDER"): "The folder to make.",
     ("broker move", "FOLDER"): "The folder of the fleet.",
+    ("broker replace-authority", "FOLDER"): "The folder of the fleet.",
     ("broker rotate", "FOLDER"): "The folder of the fleet.",
     ("enroll", "ID"): "The device's id. It may be left out if `--csr` names it.",
     ("renew", "ID"): "The device's id.",
