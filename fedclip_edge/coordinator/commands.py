@@ -274,9 +274,12 @@ def publish(server: Server, arguments: Publish) -> dict[str, Any]:
     """Publish the classes of a bundle for the next run; raises ConfigError if it cannot be used."""
     registry, run = server.coordinator.admission.registry, server.coordinator.run_state.run
     used = choose_bundle(server.config, run)
+    # The next run may start from the model of the last one that is done, and needs its classes.
+    done_run = server.journal.last_done_run()
+    keeps = () if done_run is None else (choose_bundle(server.config, done_run).folder,)
     export_key = "" if registry is None else registry.export_key
     try:
-        done = publish_classes(server.config, arguments.bundle, used, export_key)
+        done = publish_classes(server.config, arguments.bundle, used, export_key, keeps)
     except OSError as error:
         raise ConfigError(f"{error.filename or arguments.bundle}: {error.strerror}") from error
     return dataclasses.asdict(done)

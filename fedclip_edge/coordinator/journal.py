@@ -218,9 +218,10 @@ class Journal:
         """Every run, oldest first."""
         return tuple(map(self._run, self._rows(f"{_RUN} ORDER BY rowid")))
 
-    def has_done_run(self) -> bool:
-        """True if a run of this journal is done."""
-        return bool(self._rows("SELECT 1 FROM run WHERE state = 'done' LIMIT 1"))
+    def last_done_run(self) -> Run | None:
+        """The newest run that is done; None if none is."""
+        rows = self._rows(f"{_RUN} WHERE state = 'done' ORDER BY rowid DESC LIMIT 1")
+        return self._run(rows[0]) if rows else None
 
     def course(self, run: str) -> Course:
         """The course of a run of this journal so far."""

@@ -224,7 +224,7 @@ class Server:
         cause = cause_to_start(schedule, course.started_at, self.new_pictures, time.time())
         if cause is None:
             return
-        start = schedule.model if self.journal.has_done_run() else ZERO_SHOT
+        start = schedule.model if self.journal.last_done_run() else ZERO_SHOT
         try:
             begin = self.prepare_run(by=cause, start=start)
         except (ConfigError, BundleError) as error:
