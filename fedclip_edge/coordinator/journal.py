@@ -63,9 +63,13 @@ from fedclip_edge.storage.sqlite import (
     OtherDatabaseError,
     OtherVersionError,
     copy_database,
+    cut_free_pages,
+    empty_log,
     errors_as,
     open_database,
     open_to_read,
+    overwriting,
+    rewrite,
     unsynced,
 )
 
@@ -76,6 +80,8 @@ _MODEL = (
     "SELECT round, sha256, CAST(body AS BLOB), CAST(server_state AS BLOB), CAST(master AS BLOB), "
     "rest_sha256 FROM model"
 )
+_ERASES_S = 0.2  # one step of erasing; rounds and commands wait so long
+_ERASED_PAGES = 32  # free pages in one commit, 1 MB
 _RUN = "SELECT id, plan, encoder_id, classes_digest, rounds FROM run"
 
 
@@ -597,34 +603,56 @@ class Journal:
     def transaction(self) -> Iterator[Connection]:
         """Put all writes inside the block into one transaction; if it raises, nothing is changed.
 
-        The connection is for further statements. Raises the errors of the methods that write.
+        What is deleted inside the block is overwritten with zeros. The connection is for further statements. Raises the errors of the methods that write.
         """
-        with self._writing():
+        with overwriting(self._database), self._writing():
             self._is_writing = True
             try:
                 yield self._database
             finally:
                 self._is_writing = False
 
-    def erase_deleted(self) -> None:
-        """Write the file again without the bytes of deleted rows, and empty its write-ahead log.
+    def mark_for_rewriting(self) -> None:
+        """Record that rows were deleted of which no byte may stay; call it inside a transaction."""
+        self._database.execute("PRAGMA application_id = 1")
 
-        SQLite leaves such bytes in pages that it will use again. Raises JournalError if the disk
-        has less free space than the file needs, or if another process is reading it.
+    @property
+    def needs_rewriting(self) -> bool:
+        """True if `rewrite` is still to be done."""
+        return bool(self._one("PRAGMA application_id")[0])
+
+    def erase_step(self) -> int:
+        """Erase some of what SQLite has left of deleted rows, for a short time; 0 when that is done.
+
+        Such bytes are in free pages and in the write-ahead log. Where SQLite moved a row within the
+        file, bytes may also stay in the unused part of a page; only `rewrite` removes these.
+        Otherwise returns a number that gets smaller with each step, as long as no other process
+        reads the file. Raises JournalError on a disk error.
         """
-        again = (
-            "so deleted data is still in the file; free as much disk space as the file has, and end "
-            "all processes that read it"
+        until = time.monotonic() + _ERASES_S
+        with errors_as(self._not_erased, self._malformed):
+            while left := cut_free_pages(self._database, _ERASED_PAGES):
+                if time.monotonic() >= until:
+                    return left + 1
+            return 0 if empty_log(self._database) else 1
+
+    def rewrite(self) -> None:
+        """Write the file again without a byte of deleted rows, and empty its write-ahead log.
+
+        Everybody else waits meanwhile. Raises JournalError if the disk has less free space than the
+        file needs, or if another process is reading it.
+        """
+        with errors_as(self._not_erased, self._malformed):
+            rewrite(self._database)
+            self._database.execute("PRAGMA application_id = 0")
+            if not empty_log(self._database):
+                raise self._not_erased("another process reads it")
+
+    def _not_erased(self, reason: object) -> JournalError:
+        return JournalError(
+            f"deleted data is still in the journal {self.path} ({reason}); free as much disk space "
+            "as the file has, and end all processes that read it"
         )
-
-        def failed(error: Exception) -> JournalError:
-            return JournalError(f"the journal {self.path} cannot be rewritten ({error}), {again}")
-
-        with errors_as(failed, self._malformed):
-            self._database.execute("VACUUM")
-            (is_busy, *_) = self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        if is_busy:
-            raise JournalError(f"another process reads the journal {self.path}, {again}")
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

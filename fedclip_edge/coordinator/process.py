@@ -25,7 +25,7 @@ from fedclip_edge.coordinator.monitor import Monitor, monitored
 from fedclip_edge.coordinator.run_choice import choose_run
 from fedclip_edge.coordinator.server import Basis, Claim, Server, coordinate, read_basis
 from fedclip_edge.coordinator.trainer import Trainer, start_trainer, trainer_id
-from fedclip_edge.errors import ConfigError, FedclipError, PeerError, RunError
+from fedclip_edge.errors import ConfigError, FedclipError, JournalError, PeerError, RunError
 from fedclip_edge.learning import methods
 from fedclip_edge.learning.schedule import sends_moments
 from fedclip_edge.pki import registry
@@ -105,6 +105,8 @@ def serve(
     ):
         monitor = closing.enter_context(monitored(config))
         journal.check()
+        if journal.needs_rewriting:
+            _rewrite(journal)
         served = None if new_run else journal.last_run()
         if served is not None and once and journal.course(served.id).is_over:
             served = None
@@ -157,6 +159,16 @@ def serve(
             server.coordinator.say_goodbye()
         if trainer is not None and once:
             trainer.wait()
+
+
+def _rewrite(journal: Journal) -> None:
+    """Write the journal again after a device was forgotten, before anybody waits for it."""
+    try:
+        journal.rewrite()
+    except JournalError as error:
+        log.event("journal_not_rewritten", reason=str(error))
+    else:
+        log.event("journal_rewritten")
 
 
 def _loop(
