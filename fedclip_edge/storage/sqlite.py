@@ -80,6 +80,9 @@ def open_database(
         has_tables = _check_schema(database, schema)
         if not has_tables and not create:
             raise EmptyDatabaseError
+        if durable and not has_tables:
+            database.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
+            database.execute(f"PRAGMA auto_vacuum = {_INCREMENTAL}")  # to cut free pages off
         _set_pragmas(database, durable=durable)
         if not has_tables:
             # One transaction: after a kill the file has all tables or is empty.
@@ -231,14 +234,11 @@ def _version_and_tables(database: Connection) -> tuple[int, list[tuple[str]]]:
 
 
 def _set_pragmas(database: Connection, *, durable: bool) -> None:
-    """Set the pragmas, outside a transaction; an existing file keeps its size and use of pages."""
+    """Set the pragmas of a connection, outside a transaction."""
+    _use_write_ahead_log(database)
     if not durable:
-        _use_write_ahead_log(database)
         database.execute("PRAGMA synchronous = NORMAL")
         return
-    database.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
-    database.execute(f"PRAGMA auto_vacuum = {_INCREMENTAL}")  # so that free pages can be cut off
-    _use_write_ahead_log(database)
     database.execute("PRAGMA synchronous = FULL")  # commits survive a power cut, not only a kill
     database.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
     database.execute(_NOT_OVERWRITING)
