@@ -26,7 +26,7 @@ from simulated_processes import SimulatedProcess
 from fedclip_edge.agent.session import Session
 from fedclip_edge.agent.state_db import PendingUpdate, RunPosition, StateDb
 from fedclip_edge.agent.upload import Upload
-from fedclip_edge.coordinator import round_events, round_machine
+from fedclip_edge.coordinator import forgetting, removal, round_events, round_machine
 from fedclip_edge.coordinator.coordinator import Coordinator
 from fedclip_edge.coordinator.journal import Journal
 from fedclip_edge.coordinator.journal_tables import LastContribution
@@ -38,7 +38,7 @@ from fedclip_edge.coordinator.run_state import ClosedRound, RunState
 from fedclip_edge.protocol.chunks import Incoming, Ranges
 from fedclip_edge.protocol.messages import Manifest
 from fedclip_edge.records import Arrays, Contribution
-from fedclip_edge.storage.sqlite import errors_as
+from fedclip_edge.storage.sqlite import Connection, errors_as
 from fedclip_edge.transport.fair_queue import FairQueue
 
 SEEDS = 500  # more than twice the number that suffices to find each of the bugs below
@@ -293,6 +293,14 @@ def is_never_left_alone(self: Session, manifest: Manifest) -> bool:
     return False
 
 
+def keeps_what_it_sent(database: Connection, device: str) -> tuple[int, int]:
+    return 0, 0
+
+
+def takes_answers_to_another_ballot(*_: object) -> bool:
+    return True
+
+
 Bug = Callable[[pytest.MonkeyPatch], None]
 
 
@@ -408,6 +416,12 @@ BUGS: dict[str, tuple[str, Bug, int]] = {
     ),
     "gives up waiting for the answer": (
         "residual", replaced((Upload, "go_back", gives_up_waiting_for_the_answer)), 100
+    ),
+    "keeps what a forgotten device sent": (
+        "forgotten", replaced((removal, "remove_device", keeps_what_it_sent)), 100
+    ),
+    "takes answers to another ballot": (
+        "equal", replaced((forgetting, "_are_answers", takes_answers_to_another_ballot)), 500
     ),
     "believes any epoch": ("epochs", replaced((RunPosition, "is_newer_than", believes_any_epoch)), 100),
 }  # fmt: skip
