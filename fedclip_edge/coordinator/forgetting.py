@@ -352,12 +352,15 @@ def _go_back(
 
 
 def _empty(journal: Journal, database: Connection, run: Run, basis: Basis) -> None:
-    """Delete all models of a run but the initial one; the run ends with it."""
+    """Delete all models of a run; it ends with that of a run from zero-shot CLIP.
+
+    Its own first model may be the one that it started from, which contains the device.
+    """
     schedule = _schedule(basis, run)
     if schedule is None:
         removal.delete_run(database, run.id)
         return
-    _go_back(journal, database, run, 0, schedule)
+    _go_back(journal, database, run, -1, schedule)
     removal.empty_run(database, run.id)
     if not journal.course(run.id).is_over:
         journal.finish(run.id, abandoned=True)

@@ -242,6 +242,18 @@ def test_a_run_that_started_from_a_model_with_the_device_contains_it(tmp_path: P
     assert fleet.forget("cam-3", delete_models=True).emptied == ("run-1", "run-2")
 
 
+def test_the_model_that_an_open_run_started_from_is_deleted_too(tmp_path: Path) -> None:
+    fleet = Journaled(tmp_path, FLEET, Plan("linear", rounds=1, vote="off", codec_down="fp32"))
+    fleet.begin("run-1")
+    zero_shot = fleet.journal.newest_model("run-1").payload
+    fleet.complete(FLEET)
+    fleet.begin("run-2", started_from="run-1")
+    assert fleet.journal.newest_model("run-2").payload != zero_shot
+    assert fleet.forget("cam-3", delete_models=True).emptied == ("run-1", "run-2")
+    for run in ("run-1", "run-2"):
+        assert fleet.journal.newest_model(run).payload == zero_shot
+
+
 def test_a_run_that_the_operator_ended_is_not_opened_again(tmp_path: Path) -> None:
     fleet = Journaled(tmp_path, FLEET)
     fleet.begin()

@@ -13,7 +13,12 @@ from opened import opened
 from fedclip_edge.coordinator.forgetting import Choices, Forgotten, forget
 from fedclip_edge.coordinator.journal import Journal, open_journal
 from fedclip_edge.coordinator.journal_tables import ZERO_SHOT, Origin, Run
-from fedclip_edge.coordinator.run_state import RunState, open_run_state, stored_model
+from fedclip_edge.coordinator.run_state import (
+    RunState,
+    master_model,
+    open_run_state,
+    stored_model,
+)
 from fedclip_edge.coordinator.server import Basis
 from fedclip_edge.errors import JournalError
 from fedclip_edge.learning import methods
@@ -52,7 +57,12 @@ class Journaled:
 
     def begin(self, name: str = "run-1", *, started_from: str = ZERO_SHOT) -> RunState:
         run = Run(name, methods.with_defaults(self.plan), ENCODER, CLASSES.digest)
-        initial = Schedule(run.plan, CLASSES, D).initial()
+        schedule = Schedule(run.plan, CLASSES, D)
+        initial = schedule.initial()
+        if started_from != ZERO_SHOT:
+            stored = self.journal.newest_model(started_from)
+            model = master_model(stored, schedule.layout(stored.round).parameters)
+            initial, _ = schedule.start_from(model, CLASSES)
         origin = Origin(model=started_from)
         self.journal.add_run(run, stored_model(initial, {}, run.plan), origin)
         return self.state()

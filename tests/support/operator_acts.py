@@ -60,6 +60,7 @@ def _forget(world: World) -> None:
         if len(good) <= world.rules.devices or not able:
             return
         world.forgotten = world.forget_luck.choice(able).name
+        world.progress.bad += 1  # a round may wait for it until its absence is noticed
         world.lose_for_good([agent for agent in world.agents if agent.name == world.forgotten])
     if world.ended_at:
         return
