@@ -300,7 +300,10 @@ class World:
         if self.laws is not None and len(self.laws.models) > 1:
             # Before its first round is closed, the run may wait for `devices` of them. Its journal
             # may be new: only the coordinator that has just started knows.
-            self._leavers = habits.leavers(self, self.good_agents())
+            good = self.good_agents()
+            self._leavers = habits.leavers(self, good)
+            if self.forgotten or self.further_runs:  # so many stay as a run needs to begin
+                del self._leavers[max(0, len(good) - self.rules.devices) :]
             self.progress.bad += len(self._leavers)
             self.lose_for_good(self._leavers)
 
