@@ -1,4 +1,4 @@
-"""What a fleet in continuous operation costs: a new class, a bundle on its way, and idle memory.
+"""The costs of a fleet in continuous operation: a new class, a bundle on its way, idle memory.
 
 All are real processes with mosquitto between them, on one machine.
 

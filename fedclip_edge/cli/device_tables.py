@@ -36,7 +36,8 @@ _ID = 12  # hex digits of a hash that people compare
 def device_table(rows: Sequence[Mapping[str, Any]], stream: TextIO, *, costs: bool = True) -> str:
     """Format devices as a table, and the reasons for their states below it.
 
-    With `costs`, it also has their contributions, bytes, seconds, providers, versions and certificates.
+    With `costs`, it also has their contributions, bytes, seconds, providers, versions and
+    certificates.
     """
     has_own = any("personal" in row["accuracy"] for row in rows)
     kinds = ("zero_shot", "federated", "personal")[: 2 + has_own]

@@ -162,9 +162,9 @@ def check(journal: Journal, device: str, basis: Basis, choices: Choices) -> None
 def forget(journal: Journal, device: str, basis: Basis, choices: Choices) -> Forgotten:
     """Remove a device from the journal; claims a new epoch.
 
-    `Journal.rewrite` or, while a coordinator serves, `erase` must follow. Raises ConfigError, and changes nothing, if the journal knows no such device, or if the newest
-    model contains it and cannot be computed without it; JournalError on a disk error before the
-    end of the transaction.
+    `Journal.rewrite` or, while a coordinator serves, `erase` must follow. Raises ConfigError, and
+    changes nothing, if the journal knows no such device, or if the newest model contains it and
+    cannot be computed without it; JournalError on a disk error before the end of the transaction.
     """
     with journal.transaction() as database:
         found = _find(journal, database, device, basis, choices)

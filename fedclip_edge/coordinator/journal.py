@@ -80,9 +80,9 @@ _MODEL = (
     "SELECT round, sha256, CAST(body AS BLOB), CAST(server_state AS BLOB), CAST(master AS BLOB), "
     "rest_sha256 FROM model"
 )
+_RUN = "SELECT id, plan, encoder_id, classes_digest, rounds FROM run"
 _ERASES_S = 0.2  # one step of erasing; rounds and commands wait so long
 _ERASED_PAGES = 32  # free pages in one commit, 1 MB
-_RUN = "SELECT id, plan, encoder_id, classes_digest, rounds FROM run"
 
 
 class Journal:
@@ -603,7 +603,8 @@ class Journal:
     def transaction(self) -> Iterator[Connection]:
         """Put all writes inside the block into one transaction; if it raises, nothing is changed.
 
-        What is deleted inside the block is overwritten with zeros. The connection is for further statements. Raises the errors of the methods that write.
+        What is deleted inside the block is overwritten with zeros. The connection is for further
+        statements. Raises the errors of the methods that write.
         """
         with overwriting(self._database), self._writing():
             self._is_writing = True
@@ -622,12 +623,12 @@ class Journal:
         return bool(self._one("PRAGMA application_id")[0])
 
     def erase_step(self) -> int:
-        """Erase some of what SQLite has left of deleted rows, for a short time; 0 when that is done.
+        """Erase some of what SQLite has left of deleted rows, for a short time.
 
         Such bytes are in free pages and in the write-ahead log. Where SQLite moved a row within the
         file, bytes may also stay in the unused part of a page; only `rewrite` removes these.
-        Otherwise returns a number that gets smaller with each step, as long as no other process
-        reads the file. Raises JournalError on a disk error.
+        Returns 0 when it is done, and otherwise a number that gets smaller with each step, as long
+        as no other process reads the file. Raises JournalError on a disk error.
         """
         until = time.monotonic() + _ERASES_S
         with errors_as(self._not_erased, self._malformed):

@@ -12,12 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from system import DEADLINE_S, Site, run, wait_until
+from system import DEADLINE_S, Site, run, started, wait_until
 
 from fedclip_edge import model_file
 from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.coordinator import control
-from fedclip_edge.processes.children import own_command
 from fedclip_edge.records import Model
 from fedclip_edge.vision.bundle import Bundle
 
@@ -206,9 +205,7 @@ def test_status_answers_and_a_run_goes_on_while_a_device_is_forgotten_in_a_large
             lambda: json.loads(run("status", path, "--json").stdout)["counts"]["online"] == 3, ""
         )
         before, answers_s = written_bytes(process), []
-        with subprocess.Popen(
-            own_command("forget", str(path), HARBOUR), stdout=subprocess.PIPE, text=True
-        ) as forgets:
+        with started("forget", path, HARBOUR) as forgets:
             while forgets.poll() is None:
                 asked = time.monotonic()
                 control.ask(control.socket_path(journal), "status")
