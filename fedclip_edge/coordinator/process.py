@@ -105,8 +105,6 @@ def serve(
     ):
         monitor = closing.enter_context(monitored(config))
         journal.check()
-        if journal.needs_rewriting:
-            _rewrite(journal)
         served = None if new_run else journal.last_run()
         if served is not None and once and journal.course(served.id).is_over:
             served = None
@@ -124,6 +122,8 @@ def serve(
         _check_own_key(config, enrolled, me)
         claim = _claim(config, chosen.run, journal, me, take_over=take_over)
         closing.callback(claim.link.close)
+        if journal.needs_rewriting:  # now no other coordinator works with it
+            _rewrite(journal)
         run = chosen.begin()
         if from_round is not None:
             journal.rewind(run.id, from_round)
