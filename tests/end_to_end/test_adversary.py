@@ -29,7 +29,7 @@ from fedclip_edge.agent.upload import Upload
 from fedclip_edge.coordinator import forgetting, removal, round_events, round_machine
 from fedclip_edge.coordinator.coordinator import Coordinator
 from fedclip_edge.coordinator.journal import Journal
-from fedclip_edge.coordinator.journal_tables import LastContribution
+from fedclip_edge.coordinator.journal_tables import LastContribution, Run
 from fedclip_edge.coordinator.publisher import Publisher
 from fedclip_edge.coordinator.receiver import Arrival
 from fedclip_edge.coordinator.round_driver import RoundDriver
@@ -297,8 +297,10 @@ def keeps_what_it_sent(database: Connection, device: str) -> tuple[int, int]:
     return 0, 0
 
 
-def takes_answers_to_another_ballot(*_: object) -> bool:
-    return True
+def keeps_its_models(
+    journal: Journal, database: Connection, run: Run, *_: object
+) -> forgetting.Solved:
+    return forgetting.Solved(run.id, 0, journal.rounds_closed(run.id), 0, is_open=False)
 
 
 Bug = Callable[[pytest.MonkeyPatch], None]
@@ -420,8 +422,8 @@ BUGS: dict[str, tuple[str, Bug, int]] = {
     "keeps what a forgotten device sent": (
         "forgotten", replaced((removal, "remove_device", keeps_what_it_sent)), 100
     ),
-    "takes answers to another ballot": (
-        "equal", replaced((forgetting, "_are_answers", takes_answers_to_another_ballot)), 500
+    "keeps the models of a forgotten device": (
+        "equal", replaced((forgetting, "_solve_again", keeps_its_models)), 200
     ),
     "believes any epoch": ("epochs", replaced((RunPosition, "is_newer_than", believes_any_epoch)), 100),
 }  # fmt: skip

@@ -21,8 +21,7 @@ The laws, by the name in `BrokenLawError.law`:
   A vote that fewer devices answer than any cohort of the fleet needs may also end with the default.
 - forgotten: the journal has no contribution of a device that the operator forgot. The models of
   this run are then those of a fleet that never had it: they have to be "equal" to those of the
-  faultless run over the other devices' contributions. Their votes may be gone, but no answer to
-  another ballot counts.
+  faultless run over the other devices' contributions. Their votes may be gone.
 - residual: a device's next update has the residual of its last kept one, once (device_laws.py).
 - parked: a device offers only what is on its disk.
 - epochs: no device believes a manifest of an older epoch than one it has believed before.
