@@ -85,6 +85,7 @@ bench: $(READY) ## Measure start-up, the demo, rounds, memory, the journal, and 
 	@$(BIN)/python benchmarks/footprint.py
 	@$(BIN)/python benchmarks/journal.py
 	@$(BIN)/python benchmarks/many_runs.py
+	@$(BIN)/python benchmarks/operation.py
 	@$(BIN)/python benchmarks/encoder.py
 
 adversary: $(READY) ## Check the laws of a run with 100,000 seeds (about an hour on two cores)

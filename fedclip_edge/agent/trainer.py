@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fedclip_edge import log, model_file
+from fedclip_edge import __version__, log, model_file
 from fedclip_edge.agent.features import DeviceFeatures
 from fedclip_edge.agent.withholding import Shared, log_withheld, share
 from fedclip_edge.config.agent import AgentConfig
@@ -111,6 +111,7 @@ class LocalTrainer:
                 by_class=self._by_class(shared) if self.config.reports else {},
             ),
             provider=self.config.encoder.provider,
+            version=__version__,
         )
 
     def _by_class(self, shared: Shared) -> dict[str, tuple[int, ...]]:

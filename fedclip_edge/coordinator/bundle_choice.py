@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,12 +62,17 @@ def choose_bundle(config: FleetConfig, run: Run | None) -> Bundle:
 
 
 def publish_classes(
-    config: FleetConfig, folder: Path, now_used: Bundle, export_key: str
+    config: FleetConfig,
+    folder: Path,
+    now_used: Bundle,
+    export_key: str,
+    keeps: Collection[Path] = (),
 ) -> Published:
     """Publish the bundle in `folder`, which has the encoder of the bundle `now_used`.
 
     It must be signed with `export_key` (64 hex digits; empty: with any key), and be newer than any
-    before. Raises ConfigError if it is not, OSError on a disk error.
+    before. Published bundles other than these two and those in the folders `keeps` are deleted.
+    Raises ConfigError if it cannot be used, OSError on a disk error.
     """
     try:
         bundle, signed = read_bundle(folder), read_signature(folder)
@@ -98,8 +103,8 @@ def publish_classes(
             _link(folder / name, new / name)
         read_bundle(new)
         new.rename(target)
-    for other in before:  # the newest one, and that of the run, stay
-        if other.folder != now_used.folder:
+    for other in before:  # the newest one, that of the run, and those that are kept stay
+        if other.folder not in (now_used.folder, *keeps):
             shutil.rmtree(other.folder, ignore_errors=True)
     old, names = now_used.classes.names, bundle.classes.names
     return Published(

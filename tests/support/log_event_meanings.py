@@ -224,6 +224,15 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "The bundle has no valid signature of the export key, so no device can fetch it.",
             "Sign it with `fedclip-edge bundle sign`, or copy it to every device.",
         ),
+        "journal_rewritten": Event(
+            "The journal was written again as a whole, because a device was forgotten while the "
+            "coordinator served. No byte of the device is left in it.",
+        ),
+        "journal_not_rewritten": Event(
+            "The journal could not be written again after a device was forgotten; `serve` goes on. "
+            "Unused parts of its pages may still hold copies of rows of the device.",
+            "Do what `reason` says, then restart `serve`.",
+        ),
         "published_bundle_damaged": Event(
             "A published bundle cannot be read and is not used.",
             "Publish the classes again with `fedclip-edge classes publish`.",
