@@ -1,4 +1,4 @@
-"""Memory and traffic of a fleet that waits.
+"""Memory and traffic of a fleet that waits, and memory of an agent's processes.
 
 - crowd: a thousand light devices (crowd.py); the time of one of their rounds, the CPU time of the
   coordinator for each contribution, and the peak memory of coordinator and broker.
@@ -7,6 +7,8 @@
 - idle: a real agent with cached features, with a coordinator that waits for more devices, and
   without one; its memory, and the bytes on its socket in whole periods of its own messages (five
   and ten minutes), scaled to an hour.
+- agent: one agent's processes while it encodes, trains and waits (agent_memory.py). `--bundle` names
+  the bundle to measure with.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
 import light
 import system
+from agent_memory import agent_memory
 from crowd import crowd
 from federation import Federation
 from link import Link
@@ -49,7 +52,11 @@ LIMITS = {
     "crowd_coordinator_mb": 300.0,
     "slope_coordinator_mb": 0.1,
     "slope_device_mb": 0.1,
-    "idle_mb": 120.0,
+    "idle_mb": 80.0,
+    "waiting: main, resident MB": 80.0,
+    "waiting again: main, resident MB": 80.0,
+    "encoding: all processes, PSS MB": 400.0,
+    "training: all processes, PSS MB": 450.0,
     "idle_kb_an_hour": 20.0,
 }
 _KEEPALIVE_S = 60
@@ -100,8 +107,7 @@ def slope(folder: Path, rounds: int) -> dict[str, float]:
 
 def idle(folder: Path) -> dict[str, float]:
     folder.mkdir()
-    bundle = folder / "bundle"
-    subprocess.run(own_command("export", "tiny", "--out", str(bundle)), check=True)
+    bundle = _tiny(folder / "bundle")
     classes = read_bundle(bundle).classes.names
     system.write_pictures(folder / "pictures", classes, 20, 0)
     fleet = light.FLEET
@@ -148,6 +154,11 @@ def idle(folder: Path) -> dict[str, float]:
     return figures
 
 
+def _tiny(folder: Path) -> Path:
+    subprocess.run(own_command("export", "tiny", "--out", str(folder)), check=True)
+    return folder
+
+
 @contextlib.contextmanager
 def _agent(folder: Path, bundle: Path, port: int, fleet: str, state: str) -> Iterator[int]:
     """The process id of a connected agent."""
@@ -169,7 +180,9 @@ def _agent(folder: Path, bundle: Path, port: int, fleet: str, state: str) -> Ite
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", nargs="*", choices=["crowd", "slope", "idle", []], default=[])
+    parser.add_argument(
+        "what", nargs="*", choices=["crowd", "slope", "idle", "agent", []], default=[]
+    )
     parser.add_argument("--devices", type=int, default=1000, help="size of the crowd")
     parser.add_argument("--rounds", type=int, default=1000)
     parser.add_argument(
@@ -177,9 +190,12 @@ def main() -> int:
         type=Path,
         help="a folder on the disk to measure; default: the system's temporary folder",
     )
+    parser.add_argument(
+        "--bundle", type=Path, help="for the figures of one agent; default: the tiny CLIP"
+    )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    wanted = options.what or ["crowd", "slope", "idle"]
+    wanted = options.what or ["crowd", "slope", "idle", "agent"]
     print(
         f"Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} cores, "
         f"load {os.getloadavg()[0]:.1f}"
@@ -192,6 +208,9 @@ def main() -> int:
             figures |= slope(Path(made) / "slope", options.rounds)
         if "idle" in wanted:
             figures |= idle(Path(made) / "idle")
+        if "agent" in wanted:
+            bundle = options.bundle or _tiny(Path(made) / "tiny")
+            figures |= agent_memory(Path(made) / "agent", read_bundle(bundle))
     missed = [name for name, limit in LIMITS.items() if figures.get(name, 0.0) > limit]
     for name, value in figures.items():
         limit = f"  at most {LIMITS[name]:g}" if name in LIMITS else ""

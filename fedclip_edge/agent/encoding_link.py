@@ -62,10 +62,15 @@ class EncodingLink:
         self._next_at = time.monotonic() + TELL_S
         self._publish(DeviceState(self.incarnation, online=True, encoding=Encoding(done, total)))
 
-    def connect(self, topics: Iterable[str]) -> PahoTransport:
-        """The connected link, with subscriptions to `topics`; raises as `PahoTransport.connect`."""
+    def connect(
+        self, topics: Iterable[str], meanwhile: Callable[[], None] | None = None
+    ) -> PahoTransport:
+        """The connected link, with subscriptions to `topics`.
+
+        `meanwhile` is called between attempts. Raises as `PahoTransport.connect`.
+        """
         if self._link is None:
-            self._link = self._connected(topics, _FIRST_CONNECTION_S)
+            self._link = self._connected(topics, _FIRST_CONNECTION_S, meanwhile)
         else:
             self._take_events()
             # Not before: nobody would take the messages out while the device encodes.
@@ -85,9 +90,11 @@ class EncodingLink:
             if isinstance(event, Disconnected) and event.reason:
                 log.event("link_lost", reason=event.reason)
 
-    def _connected(self, topics: Iterable[str], timeout_s: float) -> PahoTransport:
+    def _connected(
+        self, topics: Iterable[str], timeout_s: float, meanwhile: Callable[[], None] | None = None
+    ) -> PahoTransport:
         link = self.make_link(topics)
-        link.connect(timeout_s)
+        link.connect(timeout_s, meanwhile)
         return link
 
     def _publish(self, state: DeviceState) -> None:

@@ -10,7 +10,7 @@ Laws:
 - A message that is not trusted (`trust.py`) changes nothing.
 - A device joins a round only after the coordinator has answered this connection's hello: only that
   answer tells a device that joined late whether it is in the cohort.
-- A contribution is made only when its round is open and the previous one is resolved (`upload.py`).
+- At most one piece of work is done in a call of `act` (`round_work.py`).
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from dataclasses import dataclass, field
 from fedclip_edge import log
 from fedclip_edge.agent.bundle_download import BundleDownload
 from fedclip_edge.agent.evaluation_queue import EvaluationQueue
+from fedclip_edge.agent.fetching import Fetching
 from fedclip_edge.agent.handshake import Handshake
 from fedclip_edge.agent.learner import Learner
 from fedclip_edge.agent.model_download import ModelDownload
 from fedclip_edge.agent.publisher import Publisher
+from fedclip_edge.agent.round_work import RoundWork
 from fedclip_edge.agent.standby import Standby
 from fedclip_edge.agent.state_db import StateDb
 from fedclip_edge.agent.trust import Trust
 from fedclip_edge.agent.upload import Upload
 from fedclip_edge.config.agent import AgentConfig
-from fedclip_edge.errors import ConfigError, PeerError, RefusedError
+from fedclip_edge.errors import ConfigError, PeerError, RefusedError, WorkerError
 from fedclip_edge.protocol import chunks, version1, wire
-from fedclip_edge.protocol.cohort import cohort_hash
 from fedclip_edge.protocol.hand_over import newest_key
 from fedclip_edge.protocol.messages import CoordinatorState, Kept, Manifest, Refused, Want
 from fedclip_edge.protocol.refusals import Line, Refusals
 from fedclip_edge.protocol.signing import Identity
 from fedclip_edge.protocol.topics import CHUNK, Topics
-from fedclip_edge.records import Contribution
 from fedclip_edge.transport.base import Connected, Disconnected, Event, Received, Transport
 
 
@@ -50,7 +50,6 @@ class Session:
     """
 
     config: AgentConfig
-    learner: Learner
     transport: Transport
     state_db: StateDb
     publisher: Publisher
@@ -60,17 +59,22 @@ class Session:
     upload: Upload
     evaluation_queue: EvaluationQueue
     standby: Standby
-    bundles: BundleDownload | None = None  # None: the device fetches no bundle
+    fetching: Fetching
+    work: RoundWork
     finished: bool = False
-    refused_messages: int = 0
     heard_at: float | None = None  # time of the coordinator's last message that is trusted
-    _blob: str = ""  # hash of the blob whose topic is subscribed; empty for none
+    _refused: int = 0  # messages
     _refusals: Refusals = field(default_factory=Refusals)  # for the log
     _unusable: Mapping[str, str] = field(default_factory=dict)  # why the plan of this run is
 
     @property
     def topics(self) -> Topics:
         return self.publisher.topics
+
+    @property
+    def refused_messages(self) -> int:
+        """Number of messages and models that were refused so far."""
+        return self._refused + self.fetching.refused_models
 
     def say_goodbye(self) -> None:
         """Tell the coordinator that this device is going offline."""
@@ -81,7 +85,7 @@ class Session:
 
         Raises the errors of `learner.capabilities`.
         """
-        self.publisher.capabilities = self.learner.capabilities()
+        self.publisher.capabilities = self.work.learner.capabilities()
         if self.handshake.is_connected:
             self.handshake.reset()
             self._send_hello(now)
@@ -101,7 +105,7 @@ class Session:
             try:
                 self._handle_message(event.topic, event.payload, now)
             except PeerError as error:
-                self.refused_messages += 1
+                self._refused += 1
                 _log_message_refused(self._refusals.add("", event.topic, str(error), now))
         elif isinstance(event, Disconnected):
             self.handshake.lose_link()
@@ -129,39 +133,37 @@ class Session:
         if self.handshake.poll(now):
             self._repeat_hello(now)
         if manifest is not None and self.is_fetching_bundle:
-            self._fetch_bundle(manifest, now)
+            self.fetching.fetch_bundle(manifest, now)
             return False
         if manifest is None or not self.handshake.is_answered or not self._fits(manifest):
             return False
         if self._repeat_offer(now):
             return True
-        has_model = self._fetch_model(manifest, now)
-        if has_model and self._train_if_due(manifest, now):
-            return True
-        return self._evaluate_if_due(manifest, now)
+        has_model = self.fetching.fetch_model(manifest, now)
+        try:
+            if has_model and self.work.train_if_due(manifest, now):
+                return True
+            has_evaluated = self.work.evaluate_if_due(manifest, now)
+        except (ConfigError, WorkerError) as error:
+            self._stand_by(manifest, str(error), now)
+            return False
+        if has_evaluated and manifest.phase == "done" and self.evaluation_queue.is_over(manifest):
+            self._finish()
+        return has_evaluated
 
     @property
     def has_other_bundle(self) -> bool:
         """True once another bundle is in use: the session is to be made again."""
-        return self.bundles is not None and self.bundles.is_ready
+        bundles = self.fetching.bundles
+        return bundles is not None and bundles.is_ready
 
     @property
     def is_fetching_bundle(self) -> bool:
         """True while the device fetches the bundle of the coordinator's run."""
         manifest = self.trust.manifest
-        if self.bundles is None or manifest is None or self._has_its_bundle(manifest):
+        if manifest is None or self._has_its_bundle(manifest):
             return False
-        return self.bundles.is_busy(manifest.bundle)
-
-    def _fetch_bundle(self, manifest: Manifest, now: float) -> None:
-        assert self.bundles is not None
-        assert manifest.bundle is not None
-        want = self.bundles.poll(manifest.bundle, now)
-        if want is not None:
-            self._listen_for(want.sha256)
-            self.publisher.send(want)
-        elif not self.bundles.is_busy(manifest.bundle):
-            self._listen_for("")
+        return self.fetching.is_fetching_bundle(manifest)
 
     def _is_left_alone(self, manifest: Manifest) -> bool:
         """True if the run is done, and no coordinator is online to send its last model."""
@@ -181,8 +183,8 @@ class Session:
         if chunks.is_chunk(payload):
             self.topics.check_kind(topic, CHUNK)
             self.download.receive_chunk(payload, now)
-            if self.bundles is not None:
-                self.bundles.receive_chunk(payload, now)
+            if self.fetching.bundles is not None:
+                self.fetching.bundles.receive_chunk(payload, now)
             return
         signed = wire.unpack_control(topic, payload)
         self.topics.check_kind(topic, signed.kind)
@@ -237,7 +239,7 @@ class Session:
         if known is not None and known.run == manifest.run:
             self.upload.follow(known, manifest)
             if self.handshake.is_answered and self._fits(known):
-                self._hold_model(known)
+                self.fetching.hold_model(known)
         self.evaluation_queue.go_back(manifest)
         if manifest.phase == "done":
             self.upload.end_run(manifest.run)
@@ -292,89 +294,6 @@ class Session:
         ours = self.publisher.encoder_id, self.publisher.classes_digest
         return (manifest.encoder_id, manifest.classes_digest) == ours
 
-    def _fetch_model(self, manifest: Manifest, now: float) -> bool:
-        self._hold_model(manifest)
-        want = self.download.poll_want(manifest, now)
-        if want is not None:
-            self._listen_for(want.sha256)
-            self.publisher.send(want)
-        return self.download.has(manifest)
-
-    def _listen_for(self, blob: str) -> None:
-        """Subscribe to the topic of the blob with this hash, or of no blob if it is empty."""
-        if blob != self._blob:
-            self._blob = blob
-            self.transport.set_topics(self.topics.for_device(self.config.id, blob))
-
-    def _hold_model(self, manifest: Manifest) -> None:
-        """Hold the manifest's model once all of it has arrived, and queue it for evaluation."""
-        try:
-            came = self.download.complete(manifest)
-        except PeerError as error:
-            self.refused_messages += 1
-            log.event("model_refused", reason=str(error))
-            return
-        if came is None:
-            return
-        self._listen_for("")
-        if "evaluate" in self.config.roles:
-            self.evaluation_queue.add(came)
-
-    def _train_if_due(self, manifest: Manifest, now: float) -> bool:
-        if (
-            manifest.phase != "open"
-            or "train" not in self.publisher.capabilities.roles
-            or not self._takes_part(manifest)
-            or not self.upload.owes(manifest.exchange.number)
-        ):
-            return False
-        base = self.download.held
-        assert base is not None
-        try:
-            update = self.learner.fit(base.model, manifest.plan)
-        except ConfigError as error:
-            self._stand_by(manifest, str(error), now)
-            return False
-        contribution = Contribution(
-            run=manifest.run,
-            round=manifest.exchange.number,
-            device=self.config.id,
-            exchange=manifest.exchange.sha256,
-            update=update,
-        )
-        offer = self.upload.make_offer(contribution, manifest, now)
-        self.publisher.send(offer)
-        log.event("trained", round=contribution.round, update_bytes=offer.blob.size_bytes)
-        return True
-
-    def _takes_part(self, manifest: Manifest) -> bool:
-        if manifest.takes_part is not None:
-            return manifest.takes_part
-        drawn = cohort_hash(manifest.run, manifest.exchange.number, self.config.id)
-        return drawn <= manifest.cohort
-
-    def _evaluate_if_due(self, manifest: Manifest, now: float) -> bool:
-        if "evaluate" not in self.config.roles or manifest.phase == "gathering":
-            return False  # the work begins with the first round
-        if self.handshake.is_alone and manifest.phase != "done":
-            return False  # the report would be lost: only the last one is sent again
-        due = self.evaluation_queue.next_model(manifest, self.download.held)
-        if due is None:
-            return False
-        assert self.handshake.since is not None
-        waited_s = max(0.0, now - self.handshake.since - self.learner.busy_s)
-        try:
-            report = self.evaluation_queue.evaluate(due, manifest, waited_s)
-        except ConfigError as error:
-            self._stand_by(manifest, str(error), now)
-            return False
-        if self.config.reports:
-            self.publisher.send(report)
-        log.event("evaluated", round=report.round, **report.accuracy)
-        if manifest.phase == "done" and self.evaluation_queue.is_over(manifest):
-            self._finish()
-        return True
-
     def _finish(self) -> None:
         """Set `finished`, once per run, if this device took part in the run."""
         if self.trust.is_mine:
@@ -416,27 +335,25 @@ def start_session(
     """
     known_key = newest_key(config.coordinator_key, state_db.hand_overs())
     trust = Trust(incarnation, known_key, state_db)
+    can = learner.capabilities()
+    publisher = Publisher(config, incarnation, encoder_id, classes_digest, identity, transport, can)
+    handshake = Handshake(config.fleet, trust)
+    download = ModelDownload(learner)
+    upload = Upload(state_db, config.min_per_class)
+    queue = EvaluationQueue(learner)
     return Session(
         config=config,
-        learner=learner,
         transport=transport,
         state_db=state_db,
-        publisher=Publisher(
-            config,
-            incarnation,
-            encoder_id,
-            classes_digest,
-            identity,
-            transport,
-            learner.capabilities(),
-        ),
+        publisher=publisher,
         trust=trust,
-        handshake=Handshake(config.fleet, trust),
-        download=ModelDownload(learner),
-        upload=Upload(state_db, config.min_per_class),
-        evaluation_queue=EvaluationQueue(learner),
+        handshake=handshake,
+        download=download,
+        upload=upload,
+        evaluation_queue=queue,
         standby=Standby(class_names),
-        bundles=bundles,
+        fetching=Fetching(config, publisher, download, queue, bundles),
+        work=RoundWork(config, learner, publisher, handshake, download, upload, queue),
     )
 
 

@@ -224,6 +224,9 @@ AGENT: tuple[Metric, ...] = (
         "Time at which the device's certificate expires.",
     ),
     _gauge("fedclip_edge_agent_cache_bytes", "Size of the feature cache."),
-    _gauge("fedclip_edge_agent_memory_bytes", "Resident memory of the agent."),
+    _gauge(
+        "fedclip_edge_agent_memory_bytes",
+        "Resident memory of the agent, without its child processes.",
+    ),
     _counter("fedclip_edge_agent_log_events_total", "Log events of the agent, by name.", event=()),
 )

@@ -112,20 +112,22 @@ class PahoTransport:
         self._client.on_socket_open = self._on_socket_open
         self._client.on_socket_close = self._on_socket_close
 
-    def connect(self, timeout_s: float) -> None:
+    def connect(self, timeout_s: float, meanwhile: Callable[[], None] | None = None) -> None:
         """Make the first connection, with attempts for `timeout_s` seconds.
+
+        `meanwhile` is called between attempts, several times a second.
 
         Raises LinkError if no broker answers or the connection fails for now, RefusedError if the
         broker refuses this client permanently, and ConfigError if the host is not a valid name or
         does not show a certificate of the address's `ca` for it.
         """
         try:
-            self._connect(timeout_s)
+            self._connect(timeout_s, meanwhile)
         except FedclipError:
             self._client.release()
             raise
 
-    def _connect(self, timeout_s: float) -> None:
+    def _connect(self, timeout_s: float, meanwhile: Callable[[], None] | None) -> None:
         deadline, here = time.monotonic() + timeout_s, self._address
         self._client.connect_async(here.host, here.port, here.keepalive_s)
         while True:
@@ -144,6 +146,8 @@ class PahoTransport:
                 if time.monotonic() >= deadline:
                     cause = port_probe.mismatch(here, EXAMINE_S)
                     raise (LinkError(cause) if cause else why) from None
+            if meanwhile is not None:
+                meanwhile()
             time.sleep(min(0.2, timeout_s))
         self._outbox.start()
         self._client.loop_start()

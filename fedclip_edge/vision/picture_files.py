@@ -23,7 +23,9 @@ from typing import NamedTuple
 
 from fedclip_edge.records import normalized_name
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
+EXTENSIONS = frozenset(
+    {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".avif", ".heic", ".heif"}
+)
 _ENDINGS = tuple(EXTENSIONS)
 NO_FILE = "it is a pipe, a socket or a device, not a file"  # reading it may never end
 NAMED = 10  # entries named one by one in a log or on a screen; the others are only counted
@@ -213,8 +215,7 @@ def list_folder(folder: Path, classes: Mapping[str, int]) -> Listing:
             elif ignored:
                 continue
             elif entry.is_file():
-                is_picture = entry.name.lower().endswith(_ENDINGS)
-                (pictures if is_picture else others).append(path)
+                (pictures if is_picture(entry.name) else others).append(path)
             else:
                 entry.stat()  # raises the reason if it is a broken link
                 skipped.append(Skipped(path, NO_FILE))
@@ -240,6 +241,11 @@ def is_ignored(name: str) -> bool:
         return True
     lower = name.lower()
     return lower in _SYSTEM_NAMES or _FOUND.fullmatch(lower) is not None
+
+
+def is_picture(name: str) -> bool:
+    """Return whether a file's name has a picture's extension."""
+    return name.lower().endswith(_ENDINGS)
 
 
 def examples(entries: Sequence[Skipped], most: int = NAMED) -> list[Skipped]:

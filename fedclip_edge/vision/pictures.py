@@ -15,6 +15,7 @@ import hashlib
 import io
 import math
 import warnings
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -153,6 +154,11 @@ def _open(data: bytes, preprocessing: Preprocessing) -> Image:
                 return cast("Image", opened.convert("RGBA").convert("RGB"))
             return cast("Image", opened.convert("RGB"))
     except pillow.UnidentifiedImageError:
+        if data[4:8] == b"ftyp":  # the container of both
+            raise DataError(
+                "it is a HEIC or AVIF picture, which the installed Pillow cannot read; install "
+                "Pillow 11.3 or later for AVIF, pillow-heif for HEIC"
+            ) from None
         raise DataError("it is not a picture in a known format") from None
     except (pillow.DecompressionBombError, pillow.DecompressionBombWarning):
         raise DataError(f"it has more than {MAX_PIXELS} pixels") from None
@@ -189,6 +195,10 @@ def _check_size(size: tuple[int, int], what: str) -> None:
 def _pillow() -> ModuleType:
     from PIL import Image
 
+    with suppress(ModuleNotFoundError):  # without it, HEIC cannot be read
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
     # Above its limit Pillow only warns and continues; here the picture is refused.
     warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
     return Image

@@ -7,7 +7,8 @@ from typing import cast
 
 import pytest
 
-from fedclip_edge.agent.process import loop, run
+from fedclip_edge.agent.loop import loop
+from fedclip_edge.agent.process import run
 from fedclip_edge.agent.session import Session
 from fedclip_edge.agent.standby import Standby
 from fedclip_edge.config.agent import AgentConfig, DataConfig
@@ -48,4 +49,9 @@ def test_one_that_cannot_begin_closes_what_it_opened(tmp_path: Path, random_bund
     assert refused.tb is not None, "the traceback must keep the frames alive, and so any open file"
     lock_file(state / "lock", "the state_dir").close()
     # SQLite deletes the write-ahead log when the last connection is closed.
-    assert {path.name for path in state.iterdir()} == {"lock", "parked.sqlite", "device.key"}
+    assert {path.name for path in state.iterdir()} == {
+        "lock",
+        "parked.sqlite",
+        "device.key",
+        "pictures.sqlite",
+    }

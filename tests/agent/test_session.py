@@ -28,7 +28,7 @@ from session_scene import (
 from fedclip_edge.agent.download import REPAIR_S
 from fedclip_edge.agent.state_db import RunPosition, StateDb
 from fedclip_edge.agent.upload import REPEAT_S
-from fedclip_edge.errors import ConfigError, DiskError, RefusedError
+from fedclip_edge.errors import ConfigError, DiskError, RefusedError, WorkerError
 from fedclip_edge.protocol import chunks, signing, wire
 from fedclip_edge.protocol.cohort import cohort_hash
 from fedclip_edge.protocol.message_parts import Blob
@@ -611,17 +611,26 @@ def test_a_refused_device_hears_of_another_run_and_says_hello_at_once(scene: Sce
     assert len(scene.heard(Offer)) == 1
 
 
-@pytest.mark.parametrize("broken", ["shapes", "fit", "evaluate"])
+@pytest.mark.parametrize(
+    ("broken", "error"),
+    [
+        ("shapes", ConfigError("unknown option 'lrr'; did you mean 'lr'?")),
+        ("fit", ConfigError("unknown option 'lrr'; did you mean 'lr'?")),
+        ("evaluate", ConfigError("unknown option 'lrr'; did you mean 'lr'?")),
+        ("fit", WorkerError("the trainer process ran out of memory, twice in a row")),
+        ("evaluate", WorkerError("the trainer process ran out of memory, twice in a row")),
+    ],
+)
 def test_a_plan_that_does_not_work_here_ends_no_device(
-    scene: Scene, broken: str, monkeypatch: pytest.MonkeyPatch
+    scene: Scene, broken: str, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: object, **__: object) -> NoReturn:
-        raise ConfigError("unknown option 'lrr'; did you mean 'lr'?")
+        raise error
 
     works = getattr(scene.learner, broken)
     monkeypatch.setattr(scene.learner, broken, fails)
     scene.join()
-    reason = "its plan does not work on this device: unknown option 'lrr'"
+    reason = f"its plan does not work on this device: {error}"
     assert scene.session.standby.reason.startswith(reason)
     assert scene.heard(DeviceState)[-1] == DeviceState("b1", online=False)
     scene.heard(Offer)  # made before the evaluation

@@ -254,7 +254,7 @@ def with_a_bad_one(folder: Path) -> Fleet:
     fleet = joined(folder, 3, quorum=0.75)
     shapes = methods.shapes(PLAN, fleet.classes, fleet.classes.vectors.shape[1])
     ones = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
-    fleet.sessions["cam-2"].learner = FakeLearner(
+    fleet.sessions["cam-2"].work.learner = FakeLearner(
         shapes, "cam-2", make_update=lambda _model: Update("sum", 2, ones)
     )
     return fleet

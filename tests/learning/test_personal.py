@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from averaged import CLASSES, D, shifted
 from in_memory import Fleet, features, nothing
+from local_trainer import use, work_of
 from opened import opened
 
 from fedclip_edge import model_file
+from fedclip_edge.agent.trainer import LocalTrainer
 from fedclip_edge.config.fleet import RunRules
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.learning import gate, methods
@@ -156,8 +158,9 @@ def test_in_a_run_each_device_keeps_its_own_and_reports_it(tmp_path: Path) -> No
     fleet = opened(Fleet(tmp_path, plan, RunRules(devices=2, quorum=1.0), classes=CLASSES))
     for i in range(2):
         session = fleet.start_device(f"cam-{i}", shifted(60, i), shifted(60, i + 9))
-        data = session.learner.data  # type: ignore[attr-defined]
-        session.learner.data = replace(data, validation=shifted(40, i + 5))  # type: ignore[attr-defined]
+        assert isinstance(session.work.learner, LocalTrainer)
+        data = work_of(session.work.learner).data
+        use(session.work.learner, replace(data, validation=shifted(40, i + 5)))
     fleet.run()
     reports = fleet.journal.reports.all(fleet.coordinator.run_state.run.id)
     assert all(("personal" in report.accuracy) == (report.round == 2) for report in reports)

@@ -26,6 +26,7 @@ EXAMPLES: tuple[tuple[str, str, Mapping[str, object]], ...] = (
             "cached": 0,
             "damaged": None,
             "skipped": 0,
+            "unlabelled": None,
             "seconds": 0.27259,
             "provider": "cpu",
         },

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from fedclip_edge.config.reading import read_table
 from fedclip_edge.errors import ConfigError, DataError
@@ -185,3 +185,41 @@ def test_sixteen_bits_of_grey_are_refused_not_clipped(tmp_path: Path) -> None:
     Image.fromarray(np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)).save(path)
     with pytest.raises(DataError, match="8 bits per channel"):
         load(path, Preprocessing(32, "shortest", 32, "bicubic", (0.5,) * 3, (0.5,) * 3))
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "AVIF"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
+def test_further_formats_are_decoded(kind: str, mode: str) -> None:
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    picture = drawn(40, 50, mode)
+    found = load(encoded(picture, kind), P32)
+    expected = load(encoded(picture, "PNG"), P32)
+    assert found.shape == (3, 32, 32)
+    if kind == "TIFF":
+        assert np.array_equal(found, expected)
+    else:  # it loses details of noise
+        assert abs(float(found.mean() - expected.mean())) < 0.2
+
+
+def test_of_a_tiff_with_pages_the_first_counts() -> None:
+    buffer = io.BytesIO()
+    drawn(40, 50).save(buffer, "TIFF", save_all=True, append_images=[drawn(60, 60)])
+    assert np.array_equal(load(buffer.getvalue(), P32), load(encoded(drawn(40, 50)), P32))
+
+
+def test_a_heic_without_its_reader_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    heic = b"\0\0\0\x18ftypheic" + bytes(64)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    pictures._pillow.cache_clear()
+    with pytest.raises(DataError, match=r"install Pillow 11\.3 or later for AVIF, pillow-heif"):
+        load(heic, P32)
+    pictures._pillow.cache_clear()
+
+
+def test_heic_is_decoded_if_its_reader_is_installed() -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.register_heif_opener()
+    picture = Image.new("RGB", (64, 64), (200, 100, 50))
+    found = load(encoded(picture, "HEIF"), P32)
+    assert np.abs(found - load(encoded(picture), P32)).max() < 0.2
