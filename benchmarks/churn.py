@@ -110,8 +110,8 @@ def update_of(weight: int, model: Model) -> Update:
     return Update("sum", weight, terms)
 
 
-def learner(config: AgentConfig, classes: ClassTexts, dim: int, *_rest: object) -> FakeLearner:
-    shapes = methods.shapes(methods.with_defaults(_PLAN), classes, dim)
+def learner(config: AgentConfig, classes: ClassTexts, *_rest: object) -> FakeLearner:
+    shapes = methods.shapes(methods.with_defaults(_PLAN), classes, classes.vectors.shape[1])
     weight = 2 if config.id.startswith("bad") else 1
     return FakeLearner(shapes, config.id, partial(update_of, weight), roles=config.roles)
 
@@ -236,7 +236,7 @@ def started(case: Case) -> Iterator[Fleet]:
     with (
         tempfile.TemporaryDirectory() as home,
         quickly(logs=False),
-        mock.patch.object(in_memory, "LocalTrainer", learner),
+        mock.patch.object(in_memory, "local_trainer", learner),
     ):
         fleet = Fleet(Path(home), _PLAN, case.rules)
         try:

@@ -198,7 +198,7 @@ def _run(folder: Path, port: int, first: int, count: int) -> None:
 def _live(
     folder: Path, name: str, begin: Callable[[StateDb], Session], turn: threading.Lock
 ) -> None:
-    """One device. It is `agent.process.loop`, except that the devices of a process take turns.
+    """One device. It is `agent.loop.loop`, except that the devices of a process take turns.
 
     All at work at once would need ten times as much memory. SQLite needs the thread that opened a
     file.

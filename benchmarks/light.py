@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from fake_learner import FakeLearner
 
 from fedclip_edge import log
-from fedclip_edge.agent import process
+from fedclip_edge.agent import loop
 from fedclip_edge.agent.publisher import will
 from fedclip_edge.agent.session import Session, start_session
 from fedclip_edge.agent.state_db import StateDb, open_state_db
@@ -182,7 +182,7 @@ def main() -> None:
     )
     session = begin(open_state_db(state_of(options.folder, options.name) / "parked.sqlite"))
     try:
-        process.loop(session, once=True)
+        loop.loop(session, once=True)
     finally:
         session.say_goodbye()
         session.transport.close()

@@ -99,6 +99,15 @@ class PeerError(FedclipError):
         super().__init__(sentence if len(sentence) <= _SENTENCE else sentence[:_SENTENCE] + " ...")
 
 
+class WorkerError(FedclipError):
+    """A child process of this program died or hangs: try again later.
+
+    Often the machine has too little memory.
+    """
+
+    exit_code = 22
+
+
 def reason_of(error: BaseException) -> str:
     """Return all words of a library's error on one line, to quote in a message.
 

@@ -28,11 +28,24 @@ def mute() -> None:
     _LOGGER.disabled = True
 
 
+def redirect(receiver: Callable[[str, Mapping[str, Any]], object]) -> None:
+    """Give every later event of this process to `receiver`, and write none.
+
+    It is for a child process whose parent writes the lines of both, so that they stay in order.
+    """
+    _LOGGER.handlers = [_Observer(receiver)]
+
+
 def event(name: str, /, **fields: object) -> None:
     """Write one line to standard output and flush it: a supervisor may be reading.
 
     Fields that are None are left out. Errors of the stream pass through, such as BrokenPipeError.
     """
+    _LOGGER.info(name, extra={"fields": fields})
+
+
+def forward(name: str, fields: Mapping[str, object]) -> None:
+    """Write an event that a child process gave to its `redirect`, as `event` does."""
     _LOGGER.info(name, extra={"fields": fields})
 
 

@@ -2,7 +2,8 @@
 
 The file is plain safetensors: the model's parameters, float32, by name, and one metadata entry
 `fedclip_edge` with a JSON object: schema, run, round, plan (method, options, seed, ...),
-encoder_id, classes_digest. It can be read without this package.
+encoder_id, classes_digest, and the version if the file has one. It can be read without this
+package.
 
 Laws:
 
@@ -39,6 +40,7 @@ class TrainedModel:
     plan: Plan
     encoder_id: str
     classes_digest: str
+    version: str = ""  # SHA-256 of the model as it was sent to the devices; empty if not known
 
 
 def path_of(journal: Path, run: str) -> Path:
@@ -56,6 +58,8 @@ def write(path: Path, trained: TrainedModel) -> None:
         "encoder_id": trained.encoder_id,
         "classes_digest": trained.classes_digest,
     }
+    if trained.version:
+        head["version"] = trained.version
     # Use one metadata entry, because safetensors writes several in an order that varies.
     metadata = {_METADATA: json.dumps(head, sort_keys=True)}
     atomic.write_file(path, save(in_order(trained.model.parameters), metadata=metadata))
@@ -89,7 +93,12 @@ def read(path: Path) -> TrainedModel:
         plan = decode_table(Plan, head["plan"], "plan")
         model = Model(plan.method, int(head["round"]), terms)
         trained = TrainedModel(
-            model, str(head["run"]), plan, str(head["encoder_id"]), str(head["classes_digest"])
+            model,
+            str(head["run"]),
+            plan,
+            str(head["encoder_id"]),
+            str(head["classes_digest"]),
+            str(head.get("version", "")),
         )
     except (DecodeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{path} is damaged ({error}); {NAME_ANOTHER}") from error

@@ -2,7 +2,8 @@
 
 Laws:
 
-- Logits are computed by the same functions as in training and evaluation (learning/methods).
+- Logits are computed by the same functions as in training and evaluation (learning/methods), and
+  answers as on a device (learning/classification.py).
 - At most two batches of pixels are held at a time, for any number of pictures.
 - A picture that cannot be decoded is skipped and named.
 - A picture whose feature is in the cache is neither decoded nor encoded.
@@ -18,9 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from fedclip_edge.errors import DataError
-from fedclip_edge.learning import methods
-from fedclip_edge.learning.evaluation import probabilities
-from fedclip_edge.learning.methods import zeroshot
+from fedclip_edge.learning.classification import classify
 from fedclip_edge.records import F32, ClassTexts, Model, normalized_name
 from fedclip_edge.vision import picture_files
 from fedclip_edge.vision.embedding import Cache, PictureEncoder
@@ -139,26 +138,6 @@ def predict_pictures(
         for i, one in enumerate(usable):
             adapted = None if found.adapted is None else found.adapted[i]
             yield Prediction(one.asked, found.zero_shot[i], adapted, float(found.scores[i]))
-
-
-@dataclass(frozen=True, eq=False)
-class Classified:
-    """Probabilities and scores of N pictures."""
-
-    zero_shot: F32  # (N, C) probabilities
-    adapted: F32 | None  # (N, C) probabilities from the model; None without a model
-    scores: F32  # (N,) from the model, or from zero-shot CLIP without a model
-
-
-def classify(vectors: F32, classes: ClassTexts, model: Model | None) -> Classified:
-    """Classify raw features float32 (N, D) with zero-shot CLIP, and with `model` if there is one.
-
-    Raises ConfigError for a model of an unknown method.
-    """
-    zero_shot = methods.predict(zeroshot.MODEL, vectors, classes)  # (N, C)
-    scores = methods.scores_of(zeroshot.MODEL if model is None else model, vectors, classes)
-    adapted = None if model is None else probabilities(methods.predict(model, vectors, classes))
-    return Classified(probabilities(zero_shot), adapted, scores)
 
 
 @dataclass(frozen=True)

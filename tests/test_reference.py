@@ -82,13 +82,15 @@ def around(name: str, key: Key, value: Any) -> dict[str, Any]:
             other = "test" if key.name == "train" else "train"
             rest = 1 - value if isinstance(value, float | int) else 0.0
             return agent(data={"folder": "p", **shares, other: rest}, roles=["evaluate"])
-        case ("broker",), ("certificate" | "key"):
+        case (*_, "broker"), ("certificate" | "key"):
             of_key = {"ca": "c", "certificate": "d", "key": "k", **of_key}
     whole = agent if key.table.file == "agent.toml" else fleet
     if not key.table.path:
         return whole(**of_key)
-    (table,) = key.table.path
-    return whole(**{table: {"folder": "p", **of_key} if table == "data" else of_key})
+    table: dict[str, Any] = {"folder": "p", **of_key} if key.table.path == ("data",) else of_key
+    for level in reversed(key.table.path):
+        table = {level: table}
+    return whole(**table)
 
 
 def fleet(**tables: Any) -> dict[str, Any]:

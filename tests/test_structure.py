@@ -36,6 +36,7 @@ RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
 HOMES = {
     "onnxruntime": ("vision/encoder.py", "exporting/"),
     "torch": ("learning/", "exporting/", "demo/train_tiny_clip.py"),
+    "watchfiles": ("agent/file_events.py",),
     "paho": ("transport/mqtt.py", "transport/paho_client.py"),
     "open_clip": ("exporting/", "demo/train_tiny_clip.py"),
     "onnx": ("exporting/",),

@@ -1,149 +1,201 @@
-"""Features of a device's pictures, split into training, validation and test sides by hash."""
+"""Pictures of a device and their features, split into training, validation and test sides by hash.
+
+The agent's main process has the pictures (`prepare_pictures`), and no features: they are in the
+cache. The process that trains reads them (`read_features`).
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+
+import numpy as np
 
 from fedclip_edge import log
+from fedclip_edge.agent.encoding import Encode, Encoded
 from fedclip_edge.config.agent import AgentConfig
 from fedclip_edge.errors import DataError
 from fedclip_edge.processes.systemd import SYSTEMD
-from fedclip_edge.records import Features
-from fedclip_edge.vision.bundle import Bundle
+from fedclip_edge.records import I64, Features
+from fedclip_edge.vision.bundle import Bundle, key_of
 from fedclip_edge.vision.cache import FeatureCache
 from fedclip_edge.vision.datasets import Picture, Split, read_folder, split
-from fedclip_edge.vision.embedding import Embedded, Progress, embed_pictures
+from fedclip_edge.vision.embedding import Progress, embed_pictures
 from fedclip_edge.vision.lazy_encoder import LazyEncoder
 from fedclip_edge.vision.picture_files import LeftOut, Skipped, examples
 from fedclip_edge.vision.picture_index import PictureIndex
 
 CACHE = "features.sqlite"  # in state_dir
+_AT_ONCE = 1000  # features; this limits the memory
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Labelled pictures with features, by side.
+
+    `train` is empty without the role "train", `test` without the role "evaluate".
+    """
+
+    train: tuple[Picture, ...]
+    validation: tuple[Picture, ...]
+    test: tuple[Picture, ...]
+
+
+@dataclass(frozen=True)
+class DevicePictures:
+    """A device's pictures that have features, and the cost of computing them."""
+
+    sides: Sides
+    encoded: int  # distinct pictures that were encoded, not read from the cache
+    skipped: int  # pictures, and folders of pictures, that could not be read
+    encode_s: float  # seconds for all sides, including reads from the cache
+    found: tuple[Picture, ...] = ()  # of all sides, as they were found in the folder
+
+    def labels(self, side: str) -> I64:
+        """The labels, int64 (N,), of "train", "validation" or "test"."""
+        return _labels(getattr(self.sides, side))
 
 
 @dataclass(frozen=True, eq=False)
 class DeviceFeatures:
-    """A device's features by side, and the cost of computing them.
-
-    Each side holds raw vectors, float32 (N, D), and labels, int64 (N,). `train` is empty without
-    the role "train", `test` without the role "evaluate".
-    """
+    """A device's features by side: raw vectors, float32 (N, D), and labels, int64 (N,)."""
 
     train: Features
     validation: Features
     test: Features
     test_pictures: tuple[Picture, ...]  # N of them, in the order of `test`
-    encoded: int  # distinct pictures that were encoded, not read from the cache
-    skipped: int  # pictures, and folders of pictures, that could not be read
-    encode_s: float  # seconds for all sides, including reads from the cache
-    pictures: tuple[Picture, ...] = ()  # of all sides, as they were found in the folder
 
 
-def prepare_features(
+def prepare_pictures(
     config: AgentConfig,
     bundle: Bundle,
+    encode: Encode,
     progress: Progress | None,
     index: PictureIndex | None = None,
-    before: DeviceFeatures | None = None,
-) -> DeviceFeatures:
-    """Compute the device's features, or read them from its cache.
+    before: DevicePictures | None = None,
+) -> DevicePictures:
+    """Find the device's pictures, and have `encode` put the features of new ones into the cache.
 
     With `index`, a file that has not changed is not read. If the folder still has the pictures of
     `before`, that is returned.
 
     `progress` is called after each batch with two counts of distinct pictures: those with features
     so far, and all. Raises DataError if the picture folder or the cache cannot be used, or if a
-    role of the device has no pictures; errors of the encoder are passed on.
+    role of the device has no pictures; errors of `encode` are passed on.
     """
     index = index or PictureIndex()
     dataset = read_folder(config.data.folder, bundle.classes.names, index.hash_of)
-    index.forget_others()
-    if before is not None and dataset.pictures == before.pictures:
+    index.save()
+    if before is not None and dataset.pictures == before.found:
         return before
-    sides = split(dataset, config.data)
+    its_split = split(dataset, config.data)
+    wanted = Sides(
+        its_split.train if "train" in config.roles else (),
+        its_split.validation,
+        its_split.test if "evaluate" in config.roles else (),
+    )
+    distinct = {picture.hash: picture for picture in _all(wanted)}
     began = time.monotonic()
-    embedded, damaged = _embed_sides(config, bundle, sides, progress)
+    missing, damaged = _missing(config, bundle, distinct)
+    overall = _Overall(progress or _tell_nobody, len(distinct), len(missing))
+    made = encode(missing, overall.tell) if missing else Encoded(0, {})
     encode_s = time.monotonic() - began
-    left_out = dataset.left_out
-    for side in embedded.values():
-        left_out += LeftOut(skipped=side.skipped)
-    _log_left_out(config, left_out, sides)
-    _check_roles(config, embedded)
-    encoded = sum(side.encoded for side in embedded.values())
+    sides = Sides(
+        *(
+            tuple(picture for picture in side if picture.hash not in made.skipped)
+            for side in (wanted.train, wanted.validation, wanted.test)
+        )
+    )
+    broken = (picture for picture in _all(wanted) if picture.hash in made.skipped)
+    left_out = dataset.left_out + LeftOut(
+        skipped=tuple(Skipped(picture.path, made.skipped[picture.hash]) for picture in broken)
+    )
+    _log_left_out(config, left_out, its_split)
+    _check_roles(config, sides)
     log.event(
         "features_ready",
-        train=len(embedded["train"].pictures),
-        test=len(embedded["test"].pictures),
-        encoded=encoded,
-        cached=sum(side.cached for side in embedded.values()),
+        train=len(sides.train),
+        test=len(sides.test),
+        encoded=made.encoded,
+        cached=len(distinct) - len(missing),
         damaged=damaged or None,
         skipped=len(left_out.skipped),
         seconds=encode_s,
         provider=config.encoder.provider,
     )
-    return DeviceFeatures(
-        train=_features(embedded["train"], bundle),
-        validation=_features(embedded["validation"], bundle),
-        test=_features(embedded["test"], bundle),
-        test_pictures=embedded["test"].pictures,
-        encoded=encoded,
+    return DevicePictures(
+        sides=sides,
+        encoded=made.encoded,
         skipped=len(left_out.skipped),
         encode_s=encode_s,
-        pictures=dataset.pictures,
+        found=dataset.pictures,
     )
 
 
-def _embed_sides(
-    config: AgentConfig, bundle: Bundle, sides: Split, progress: Progress | None
-) -> tuple[dict[str, Embedded], int]:
-    """Embed the pictures of each side; a side that no role needs stays empty.
+def read_features(config: AgentConfig, bundle: Bundle, sides: Sides) -> DeviceFeatures:
+    """Read the features of these pictures from the device's cache.
 
-    Also returns the number of cached features that were damaged and are computed again.
+    A feature that was damaged or deleted meanwhile is computed again here; a picture that has none
+    after that is left out. Raises the errors of `embed_pictures`.
     """
-    wanted = {
-        "train": sides.train if "train" in config.roles else (),
-        "validation": sides.validation,
-        "test": sides.test if "evaluate" in config.roles else (),
-    }
-    counts = {side: len({picture.hash for picture in wanted[side]}) for side in wanted}
-    overall = _Overall(progress or _tell_nobody, sum(counts.values()))
-    embedded: dict[str, Embedded] = {}
     encoder = LazyEncoder(bundle, config.encoder)  # local, so that its memory is freed on return
+    found: dict[str, Features] = {}
+    pictures: dict[str, tuple[Picture, ...]] = {}
     with FeatureCache(config.state_dir / CACHE) as cache:
-        for side, pictures in wanted.items():
-            overall.reached += counts[side]
-            embedded[side] = embed_pictures(
-                pictures,
+        for side in (field.name for field in fields(Sides)):
+            embedded = embed_pictures(
+                getattr(sides, side),
                 encoder,
                 cache,
                 bundle.manifest.preprocessing,
                 batch_size=config.encoder.batch_size,
-                progress=overall.tell,
             )
-        overall.end()
-        return embedded, cache.damaged
+            encoder_id = bundle.manifest.encoder_id
+            found[side] = Features(embedded.vectors, embedded.labels, encoder_id)
+            pictures[side] = embedded.pictures
+    return DeviceFeatures(**found, test_pictures=pictures["test"])
+
+
+def _all(sides: Sides) -> tuple[Picture, ...]:
+    return (*sides.train, *sides.validation, *sides.test)
+
+
+def _labels(pictures: Sequence[Picture]) -> I64:
+    return np.array([picture.label for picture in pictures], np.int64)
+
+
+def _missing(
+    config: AgentConfig, bundle: Bundle, pictures: Mapping[str, Picture]
+) -> tuple[list[Picture], int]:
+    """Find the pictures, by hash, that are not in the cache; and count damaged features."""
+    key, missing = key_of(bundle, config.encoder), list[Picture]()
+    hashes = list(pictures)
+    with FeatureCache(config.state_dir / CACHE) as cache:
+        for start in range(0, len(hashes), _AT_ONCE):
+            some = hashes[start : start + _AT_ONCE]
+            cached = cache.get(some, key)
+            missing += (pictures[one] for one in some if one not in cached)
+        return missing, cache.damaged
 
 
 @dataclass(eq=False)
 class _Overall:
-    """Turns counts of one side's missing pictures into counts of the pictures of all sides."""
+    """Turns counts of missing pictures into counts of all pictures."""
 
     progress: Progress
     total: int
-    reached: int = 0  # pictures of the sides so far, with the one that is being encoded
-    _told: int | None = None
+    missing: int
+    _told: int = -1
 
-    def tell(self, done: int, missing: int) -> None:
-        self._told = self.reached - missing + done
-        self.progress(self._told, self.total)
-        SYSTEMD.status(f"encodes its pictures: {self._told} of {self.total} done")
+    def tell(self, done: int, _missing: int) -> None:
+        now = self.total - self.missing + done
+        if now <= self._told:
+            return
+        self._told = now
+        self.progress(now, self.total)
+        SYSTEMD.status(f"encodes its pictures: {now} of {self.total} done")
         SYSTEMD.turn()
-
-    def end(self) -> None:
-        """Tell the end, if there was a beginning and the last sides were in the cache."""
-        if self._told not in (None, self.total):
-            self.progress(self.total, self.total)
 
 
 def _tell_nobody(_done: int, _total: int) -> None:
@@ -170,15 +222,11 @@ def _examples(entries: Sequence[Skipped]) -> Iterator[tuple[Skipped, int | None]
         yield entry, (len(entries) - place or None) if place == len(some) else None
 
 
-def _check_roles(config: AgentConfig, embedded: Mapping[str, Embedded]) -> None:
+def _check_roles(config: AgentConfig, sides: Sides) -> None:
     """Raise DataError if a role of the device has no pictures."""
     for side, role in (("train", "train"), ("test", "evaluate")):
-        if role in config.roles and not embedded[side].pictures:
+        if role in config.roles and not getattr(sides, side):
             raise DataError(
                 f"{config.data.folder} has no readable {side} pictures, but device {config.id} "
                 f"has the role {role!r}; add pictures, or change the shares under [data]"
             )
-
-
-def _features(embedded: Embedded, bundle: Bundle) -> Features:
-    return Features(embedded.vectors, embedded.labels, bundle.manifest.encoder_id)

@@ -4,26 +4,64 @@ Laws:
 - The folder is read again when a run opens, before the device trains in it, and every RESCAN_S
   while no round is open. So every run uses the pictures that exist when it opens.
 - If the pictures have changed, the device says hello again: its capabilities name their numbers.
-- A folder that is missing, or has no picture left, is taken for a share that is not mounted: the
-  device goes on with the pictures that it knows, and says so once.
+- While a folder is away (`folder_guard.py`), or has no picture left to train on, the device goes on
+  with the pictures that it knows, and says so once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from fedclip_edge import log
-from fedclip_edge.agent.features import DeviceFeatures, prepare_features
+from fedclip_edge.agent.encoding import Encode
+from fedclip_edge.agent.features import CACHE, DevicePictures, prepare_pictures
+from fedclip_edge.agent.folder_watch import FolderWatch
 from fedclip_edge.agent.session import Session
 from fedclip_edge.agent.trainer import LocalTrainer
 from fedclip_edge.config.agent import AgentConfig
-from fedclip_edge.errors import DataError
+from fedclip_edge.errors import DataError, DiskError, WorkerError
 from fedclip_edge.vision.bundle import Bundle
+from fedclip_edge.vision.cache import FeatureCache
+from fedclip_edge.vision.picture_files import labels_of
 from fedclip_edge.vision.picture_index import PictureIndex
 
+INDEX = "pictures.sqlite"  # in state_dir
 RESCAN_S = 60.0
 _AWAY_S = 10.0  # encoding that takes longer is not waited for: the device counts as offline
+
+
+@contextmanager
+def watched(config: AgentConfig, bundle: Bundle) -> Iterator[FolderWatch]:
+    """Watch the device's folders; the index of the watch is open until the end of the block.
+
+    Raises DataError if a file in state_dir is another program's, DiskError if it cannot be used.
+    """
+    index = PictureIndex(file=config.state_dir / INDEX)
+
+    def forget(hashes: Sequence[str]) -> None:
+        with FeatureCache(config.state_dir / CACHE) as cache:
+            cache.forget(hashes)
+
+    index.open()
+    with (
+        contextlib.closing(index),
+        FolderWatch(
+            config.data.folder,
+            None if config.inbox is None else config.inbox.folder,
+            index,
+            labels_of(bundle.classes.names),
+            forget=forget,
+        ) as watch,
+    ):
+        try:
+            yield watch
+        finally:
+            with contextlib.suppress(DiskError):  # what is not saved is read again
+                index.save()
 
 
 @dataclass(eq=False)
@@ -32,8 +70,9 @@ class Rescan:
 
     config: AgentConfig
     bundle: Bundle
+    encode: Encode
     trainer: LocalTrainer
-    index: PictureIndex
+    watch: FolderWatch
     read_at: float  # time of the last reading
     _run: str = ""  # the last run for which the folder was read
     _unread: str = ""  # why the folder could not be read
@@ -47,12 +86,19 @@ class Rescan:
         if not is_new and (is_busy or now - self.read_at < RESCAN_S):
             return
         self._run, self.read_at = run, now
+        if self.watch.is_away():
+            return
         reading = _Reading(session)
         try:
-            data = prepare_features(
-                self.config, self.bundle, reading.tell, self.index, self.trainer.data
+            data = prepare_pictures(
+                self.config,
+                self.bundle,
+                self.encode,
+                reading.tell,
+                self.watch.index,
+                self.trainer.data,
             )
-        except DataError as error:
+        except (DataError, WorkerError) as error:
             if str(error) != self._unread:
                 self._unread = str(error)
                 log.event("pictures_not_read", reason=str(error))
@@ -86,7 +132,7 @@ class _Reading:
             self.session.say_goodbye()
 
 
-def _log_change(before: DeviceFeatures, after: DeviceFeatures) -> None:
-    known = {picture.hash for picture in before.pictures}
-    found = {picture.hash for picture in after.pictures}
+def _log_change(before: DevicePictures, after: DevicePictures) -> None:
+    known = {picture.hash for picture in before.found}
+    found = {picture.hash for picture in after.found}
     log.event("pictures_changed", added=len(found - known), removed=len(known - found))

@@ -30,7 +30,7 @@ from fedclip_edge.agent.state_db import StateDb
 from fedclip_edge.agent.trust import Trust
 from fedclip_edge.agent.upload import Upload
 from fedclip_edge.config.agent import AgentConfig
-from fedclip_edge.errors import ConfigError, PeerError, RefusedError
+from fedclip_edge.errors import ConfigError, PeerError, RefusedError, WorkerError
 from fedclip_edge.protocol import chunks, version1, wire
 from fedclip_edge.protocol.cohort import cohort_hash
 from fedclip_edge.protocol.hand_over import newest_key
@@ -332,7 +332,7 @@ class Session:
         assert base is not None
         try:
             update = self.learner.fit(base.model, manifest.plan)
-        except ConfigError as error:
+        except (ConfigError, WorkerError) as error:
             self._stand_by(manifest, str(error), now)
             return False
         contribution = Contribution(
@@ -365,7 +365,7 @@ class Session:
         waited_s = max(0.0, now - self.handshake.since - self.learner.busy_s)
         try:
             report = self.evaluation_queue.evaluate(due, manifest, waited_s)
-        except ConfigError as error:
+        except (ConfigError, WorkerError) as error:
             self._stand_by(manifest, str(error), now)
             return False
         if self.config.reports:

@@ -18,22 +18,41 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedclip_edge import log
 from fedclip_edge.records import I64, Features
 
 
 @dataclass(frozen=True, eq=False)
-class Shared:
-    """The features that updates may depend on, and the numbers of withheld pictures.
+class Numbers:
+    """Numbers of pictures of each class, (C,): those that updates may depend on, and the others."""
 
-    Features are raw, float32 (N, D), with labels int64 (N,).
-    """
+    train: I64
+    validation: I64
+    withheld: I64  # on neither side
+    together: NDArray[np.bool_]  # classes whose validation pictures are for training too
+    min_per_class: int
+
+
+@dataclass(frozen=True, eq=False)
+class Shared:
+    """The features that updates may depend on: raw, float32 (N, D), with labels int64 (N,)."""
 
     train: Features
     validation: Features
-    min_per_class: int
-    withheld: I64  # (C,) pictures of each class that are on neither side
+    numbers: Numbers
+
+
+def count_shared(train: I64, validation: I64, classes: int, min_per_class: int) -> Numbers:
+    """Count what `share` would share of pictures with these labels, int64 (N,) below `classes`."""
+    trained = np.bincount(train, minlength=classes)  # (C,)
+    validated = np.bincount(validation, minlength=classes)  # (C,)
+    trains, validates = trained >= min_per_class, validated >= min_per_class  # (C,) each
+    together = ~trains & ~validates & (trained + validated >= min_per_class)  # (C,)
+    shared = np.where(trains, trained, 0) + np.where(together, trained + validated, 0)
+    kept = np.where(validates, validated, 0)
+    return Numbers(shared, kept, trained + validated - shared - kept, together, min_per_class)
 
 
 def share(train: Features, validation: Features, classes: int, min_per_class: int) -> Shared:
@@ -41,28 +60,23 @@ def share(train: Features, validation: Features, classes: int, min_per_class: in
 
     The features are raw, float32 (N, D), with labels int64 (N,) below C.
     """
-    trained = np.bincount(train.labels, minlength=classes)  # (C,)
-    validated = np.bincount(validation.labels, minlength=classes)  # (C,)
-    trains, validates = trained >= min_per_class, validated >= min_per_class  # (C,) each
-    together = ~trains & ~validates & (trained + validated >= min_per_class)  # (C,)
-    moved = _only(validation, together[validation.labels])
+    numbers = count_shared(train.labels, validation.labels, classes, min_per_class)
+    moved = _only(validation, numbers.together[validation.labels])
     return Shared(
-        train=_joined(_only(train, (trains | together)[train.labels]), moved),
-        validation=_only(validation, validates[validation.labels]),
-        min_per_class=min_per_class,
-        withheld=np.where(trains | together, 0, trained)
-        + np.where(validates | together, 0, validated),
+        train=_joined(_only(train, (numbers.train > 0)[train.labels]), moved),
+        validation=_only(validation, (numbers.validation > 0)[validation.labels]),
+        numbers=numbers,
     )
 
 
-def log_withheld(shared: Shared, names: Sequence[str]) -> None:
+def log_withheld(numbers: Numbers, names: Sequence[str]) -> None:
     """Log the names of the classes with withheld pictures and the numbers of these pictures."""
-    counts = zip(names, shared.withheld, strict=True)
+    counts = zip(names, numbers.withheld, strict=True)
     classes = [f"{name} {count}" for name, count in counts if count]
     log.event(
         "pictures_withheld",
-        pictures=int(shared.withheld.sum()),
-        min_per_class=shared.min_per_class,
+        pictures=int(numbers.withheld.sum()),
+        min_per_class=numbers.min_per_class,
         classes=", ".join(classes) or None,
     )
 

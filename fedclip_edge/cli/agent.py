@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 @click.option(
     "--json", "as_json", is_flag=True, help="Write each log line as a JSON object, for programs."
 )
-def agent(config: Path, once: bool, as_json: bool) -> None:
+@click.option(
+    "--access-list",
+    is_flag=True,
+    help="Print the lines of a mosquitto access list that the broker of [answers.broker] needs for "
+    "this device, and exit.",
+)
+def agent(config: Path, once: bool, as_json: bool, access_list: bool) -> None:
     """Run a device's agent, which trains on its pictures.
 
     It also evaluates each model on the device's test pictures. No picture leaves the device.
@@ -28,6 +34,9 @@ def agent(config: Path, once: bool, as_json: bool) -> None:
     CONFIG is the device's configuration file, by default agent.toml. It names the fleet, the
     broker, the bundle and the folder of pictures.
     """
+    if access_list:
+        _print_access_list(config)
+        return
     from fedclip_edge.processes.blas import limit_blas_threads
 
     limit_blas_threads()  # before numpy is imported
@@ -47,6 +56,20 @@ def agent(config: Path, once: bool, as_json: bool) -> None:
         loaded = load_agent(config)
         with progress_bar("encoding pictures", _encoding) as progress:
             device.run(loaded, once=once, progress=progress)
+
+
+def _print_access_list(config: Path) -> None:
+    from fedclip_edge.agent import home_assistant
+    from fedclip_edge.config.agent import load_agent
+    from fedclip_edge.errors import ConfigError
+
+    loaded = load_agent(config)
+    broker = loaded.answers.broker
+    if broker is None:
+        raise ConfigError(
+            f"{config} has no table [answers.broker], so the device publishes no answers; add it"
+        )
+    click.echo(home_assistant.access_list(broker, loaded.id), nl=False)
 
 
 def _encoding(done: int, total: int, rate: Rate) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from fedclip_edge.cli.encoder_options import cache_option, encoder_options
-
-if TYPE_CHECKING:
-    from fedclip_edge.model_file import TrainedModel
 
 _PATH = click.Path(path_type=Path)
 
@@ -19,15 +18,23 @@ _PATH = click.Path(path_type=Path)
 @click.argument("pictures", nargs=-1, required=True, type=_PATH)
 @click.option(
     "--bundle",
-    required=True,
     type=_PATH,
-    help="Bundle of the fleet: the folder that `export` wrote.",
+    help="Bundle of the fleet: the folder that `export` wrote. Without it, the bundle and the "
+    "model of the device in --config are used.",
+)
+@click.option(
+    "--config",
+    metavar="AGENT_TOML",
+    type=_PATH,
+    help="Configuration file of a device on this machine, to use its bundle and its model. "
+    "[default: agent.toml in this folder, or else /etc/fedclip-edge/agent.toml]",
 )
 @click.option(
     "--model",
     metavar="RUN_OR_FILE",
     help="Trained model: a .safetensors file, a journal of `serve` (its newest run is used), or "
-    "the id of a run in --journal. Without it, labels are zero-shot: from CLIP without training.",
+    "the id of a run in --journal. Without it, a named bundle gives zero-shot labels: from CLIP "
+    "without training.",
 )
 @click.option(
     "--journal",
@@ -64,7 +71,8 @@ _PATH = click.Path(path_type=Path)
 @encoder_options
 def predict(
     pictures: tuple[Path, ...],
-    bundle: Path,
+    bundle: Path | None,
+    config: Path | None,
     model: str | None,
     journal: Path,
     out: Path | None,
@@ -77,7 +85,7 @@ def predict(
     threads: int,
     engine_dir: Path | None,
 ) -> None:
-    """Label pictures with the classes of a bundle.
+    """Label pictures with the classes of a bundle, or on a device with the model that it uses.
 
     PICTURES are files or folders. Folders are searched recursively. If the pictures are in folders
     that are named after the classes, the accuracy is printed at the end.
@@ -90,32 +98,42 @@ def predict(
     """
     if no_unknown and unknown_below is not None:
         raise click.UsageError("Give either --unknown-below SCORE or --no-unknown.")
+    if bundle is not None and config is not None:
+        raise click.UsageError("Give either --bundle or --config: a device has its own bundle.")
     from fedclip_edge.processes.blas import limit_blas_threads
 
     limit_blas_threads()  # before numpy is imported
+    from fedclip_edge.cli import predict_source
     from fedclip_edge.cli.predict_output import Rows, Table, Tally, csv_bytes
     from fedclip_edge.cli.progress import note, progress_bar
     from fedclip_edge.config.agent import EncoderConfig
-    from fedclip_edge.coordinator.model_lookup import find_model
     from fedclip_edge.errors import DataError
+    from fedclip_edge.learning.classification import threshold_of
     from fedclip_edge.learning.run_steps import exchanges
     from fedclip_edge.prediction import Prediction, find_pictures, predict_pictures
     from fedclip_edge.storage import atomic
-    from fedclip_edge.vision.bundle import read_bundle
     from fedclip_edge.vision.bundle_warnings import bundle_warnings
     from fedclip_edge.vision.lazy_encoder import LazyEncoder
     from fedclip_edge.vision.picture_files import LeftOut
     from fedclip_edge.vision.shared_cache import SharedCache, default_path
 
-    opened = read_bundle(bundle)
-    trained = None if model is None else find_model(model, journal, opened)
-    asked, left_out = find_pictures(pictures, opened.classes.names)
-    encoder = LazyEncoder(opened, EncoderConfig(provider, threads, engine_dir=engine_dir))
-    for caution in bundle_warnings(opened.manifest):
+    if bundle is None:
+        source = predict_source.of_device(config, model, journal)
+    else:
+        source = predict_source.named(bundle, model, journal)
+    trained, manifest, names = source.trained, source.bundle.manifest, source.classes.names
+    asked, left_out = find_pictures(pictures, names)
+    options = EncoderConfig(provider, threads, engine_dir=engine_dir)
+    if source.encoder is not None and not _is_given("provider"):
+        options = replace(source.encoder, threads=threads)
+    encoder = LazyEncoder(source.bundle, options)
+    for caution in bundle_warnings(manifest):
         note(caution)
 
-    threshold = None if no_unknown else _threshold(unknown_below, trained)
-    names = opened.classes.names
+    threshold = None
+    if not no_unknown:
+        its = threshold_of(None if trained is None else trained.model)
+        threshold = its if unknown_below is None else unknown_below
     rows = Rows(names, min(top, len(names)), trained is not None, threshold)
     tally = Tally(rows)
     table: Table | None = None
@@ -129,8 +147,8 @@ def predict(
         results = predict_pictures(
             asked,
             encoder,
-            opened.manifest.preprocessing,
-            opened.classes,
+            manifest.preprocessing,
+            source.classes,
             None if trained is None else trained.model,
             cache=known,
         )
@@ -152,7 +170,7 @@ def predict(
         raise DataError("none of the pictures could be read (the reasons are above); give others")
     if out is not None:
         atomic.write_file(out, csv_bytes([rows.csv_head(), *written]))
-    by = "zero-shot (no --model given)"
+    by = f"zero-shot ({source.zero_shot_because})"
     if trained is not None:
         by = f"{trained.run}, round {trained.model.round} of {exchanges(trained.plan)}"
         by += f" ({trained.model.method})"
@@ -168,11 +186,7 @@ def predict(
     click.echo("\n".join(lines), err=as_json)
 
 
-def _threshold(asked: float | None, trained: TrainedModel | None) -> float | None:
-    """Return the threshold that the user gave, or the model's; None if there is neither."""
-    from fedclip_edge.learning import unknown
-
-    if asked is not None or trained is None:
-        return asked
-    rule = unknown.rule_of(trained.model.parameters)
-    return rule.threshold if rule.applies else None
+def _is_given(option: str) -> bool:
+    """Return whether the user gave this option of the command."""
+    source = click.get_current_context().get_parameter_source(option)
+    return source is not ParameterSource.DEFAULT

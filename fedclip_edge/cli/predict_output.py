@@ -81,12 +81,15 @@ class Rows:
 
     def is_unknown(self, made: Prediction) -> bool:
         """Return whether the picture's score is below the threshold."""
-        return self.threshold is not None and made.score < self.threshold
+        from fedclip_edge.learning.classification import is_unknown
+
+        return is_unknown(made.score, self.threshold)
 
     def best(self, probabilities: F32) -> list[tuple[str, float]]:
         """Return the `top` likeliest classes and their values in `probabilities`, float32 (C,)."""
-        order = (-probabilities).argsort(kind="stable")[: self.top]
-        return [(self.names[i], float(probabilities[i])) for i in order]
+        from fedclip_edge.learning.classification import best
+
+        return best(probabilities, self.names, self.top)
 
     def answers(self, made: Prediction) -> tuple[list[tuple[str, float]], tuple[str, float]]:
         """Return the model's best labels (zero-shot's without a model) and the zero-shot label."""

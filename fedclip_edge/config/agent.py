@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from fedclip_edge.config.answers import AnswersConfig
 from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.config.reading import load, require
 from fedclip_edge.records import COORDINATOR, Role, check_domain, check_id, check_sha256
@@ -32,6 +33,16 @@ class DataConfig:
             min(shares) >= 0 and abs(sum(shares) - 1) < 1e-6,
             f"train, validation, test: expected shares of 0 or more that add up to 1, got {shares}",
         )
+
+
+@dataclass(frozen=True)
+class InboxConfig:
+    """Folder of pictures that nobody has labelled yet.
+
+    They are answered, and never trained on before a person labels them.
+    """
+
+    folder: Path  # folder of the unlabelled pictures, with or without subfolders
 
 
 @dataclass(frozen=True)
@@ -71,7 +82,9 @@ class AgentConfig:
     reports: bool = True  # false: the device evaluates for itself and sends no accuracy
     metrics_file: Path | None = None  # for Prometheus' node_exporter, for example fedclip_edge.prom
     broker: BrokerAddress = field(default_factory=BrokerAddress)  # MQTT broker and login
+    inbox: InboxConfig | None = None  # unlabelled pictures; None: none but those in [data]
     encoder: EncoderConfig = field(default_factory=EncoderConfig)  # how the encoder runs here
+    answers: AnswersConfig = field(default_factory=AnswersConfig)  # about new pictures
 
     def __post_init__(self) -> None:
         check_id(self.fleet, "fleet")

@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fedclip_edge.agent.features import prepare_features
+from fedclip_edge.agent.encoding import Encoding
+from fedclip_edge.agent.features import CACHE, prepare_pictures, read_features
 from fedclip_edge.config.agent import AgentConfig, load_agent
 from fedclip_edge.demo.stage import Stage
 from fedclip_edge.learning.run_steps import exchanges
@@ -80,7 +81,10 @@ def _fleet(stage: Stage, bundle: Bundle) -> tuple[Pool, Fleet]:
     parts: list[Features] = []
     every = (*stage.devices, stage.held_out)
     for one in every:
-        its = prepare_features(load_agent(one.config), bundle, None)
+        config = load_agent(one.config)
+        encoding = Encoding(bundle, config.encoder, config.state_dir / CACHE)
+        pictures = prepare_pictures(config, bundle, encoding.encode, None)
+        its = read_features(config, bundle, pictures.sides)
         parts += [its.train, its.validation, its.test]
     counts = [len(part) for part in parts]
     rows = np.split(np.arange(sum(counts)), np.cumsum(counts)[:-1])

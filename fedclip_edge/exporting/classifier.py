@@ -34,9 +34,9 @@ from fedclip_edge.exporting.fusion import INPUT, fuse
 from fedclip_edge.exporting.golden import noise_pixels
 from fedclip_edge.exporting.onnx_file import OPSET, opset_of, serialise
 from fedclip_edge.learning import unknown
+from fedclip_edge.learning.classification import classify
 from fedclip_edge.learning.methods import zeroshot
 from fedclip_edge.model_file import TrainedModel
-from fedclip_edge.prediction import classify
 from fedclip_edge.records import F32, U8, Model
 from fedclip_edge.storage import atomic
 from fedclip_edge.vision.bundle import Bundle

@@ -111,7 +111,7 @@ def pixels_graph(preprocessing: Preprocessing, output: str) -> onnx.GraphProto:
 
 
 class _Head(torch.nn.Module):
-    """Probabilities (N, C) and scores (N,) of raw features (N, D), as in `prediction.classify`."""
+    """Probabilities (N, C) and scores (N,) of raw features (N, D), as `classify` gives them."""
 
     def __init__(self, model: Model, classes: ClassTexts) -> None:
         super().__init__()

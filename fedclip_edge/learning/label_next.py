@@ -82,7 +82,6 @@ def label_next(
 def _nearest(unit: F32, known: F32) -> NDArray[np.floating]:
     """Compute the largest cosine of each row of `unit` (N, D) to a row of `known` (K, D): (N,)."""
     blocks = [
-        (unit[first : first + _ROWS] @ known.T).max(axis=1)
-        for first in range(0, len(unit), _ROWS)
+        (unit[first : first + _ROWS] @ known.T).max(axis=1) for first in range(0, len(unit), _ROWS)
     ]
     return np.concatenate(blocks)

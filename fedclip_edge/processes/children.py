@@ -46,6 +46,7 @@ class Children:
         pipe: bool = False,
         errors_too: bool = False,
         ends_in_s: float = _ENDS_IN_S,
+        keeps: Sequence[int] = (),
     ) -> subprocess.Popen[str]:
         """Start `command` as a child process.
 
@@ -53,7 +54,7 @@ class Children:
         output goes to the same place, or as text to the caller if `pipe` is true; with
         `errors_too`, its standard error follows it. Its standard input is empty. When the context
         manager exits, the child gets SIGTERM, and SIGKILL if it still runs `ends_in_s` seconds
-        later.
+        later. The child also gets the file descriptors in `keeps`, under the same numbers.
 
         If the command cannot be started, the child on Linux writes a message to standard error and
         ends with code 1; other systems raise OSError. Raises OSError if `log` cannot be opened.
@@ -68,12 +69,21 @@ class Children:
                 text=True,
                 errors="backslashreplace",  # a child may quote the name of a file
                 start_new_session=True,
+                pass_fds=keeps,
             )
         finally:
             if errors is not None:
                 errors.close()
         self._children.append((child, ends_in_s))
         return child
+
+    def end(self, child: subprocess.Popen[str]) -> None:
+        """End a child before the context manager exits, as it does, and forget it."""
+        for entry in self._children:
+            if entry[0] is child:
+                self._children.remove(entry)
+                _end(*entry)
+                return
 
     def __enter__(self) -> Children:
         return self

@@ -28,8 +28,9 @@ from safetensors.numpy import load_file, save
 
 from fedclip_edge.config.agent import EncoderConfig
 from fedclip_edge.errors import BundleError, ConfigError, DiskError
-from fedclip_edge.records import F32, ClassTexts, normalized_name
+from fedclip_edge.records import F32, ClassTexts
 from fedclip_edge.storage import atomic
+from fedclip_edge.vision.class_texts import pack_classes, read_classes
 from fedclip_edge.vision.manifest import (
     AGAIN,
     CLASSES,
@@ -97,7 +98,7 @@ def read_bundle(folder: Path) -> Bundle:
                 f"{folder / name} is not the file that {MANIFEST} describes "
                 f"(its SHA-256 differs); {AGAIN}"
             )
-    bundle = Bundle(folder, manifest, _read_classes(folder / CLASSES))
+    bundle = Bundle(folder, manifest, read_classes(folder / CLASSES))
     width = bundle.classes.vectors.shape[1]
     if width != manifest.dim:
         raise BundleError(
@@ -151,7 +152,7 @@ def write_bundle(
     check_free(folder, replace_existing=replace_existing)
     contents = {
         ENCODER: encoder,
-        CLASSES: _pack_classes(classes),
+        CLASSES: pack_classes(classes),
         GOLDEN: save({"features": golden.features, "pixels": golden.pixels}),
     }
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
@@ -216,31 +217,6 @@ def _file_sha256(folder: Path, name: str) -> str:
     except OSError as error:
         raise BundleError(f"{folder / name} cannot be read: {error.strerror or error}") from error
     return digest.hexdigest()
-
-
-def _pack_classes(classes: ClassTexts) -> bytes:
-    # Use one metadata entry, because safetensors writes several in an order that varies.
-    head = {
-        "names": list(classes.names),
-        "prompt": classes.prompt,
-        "logit_scale": float(classes.logit_scale),
-    }
-    return save({"vectors": classes.vectors}, metadata={"classes": json.dumps(head)})
-
-
-def _read_classes(path: Path) -> ClassTexts:
-    try:
-        with safe_open(path, framework="np") as file:
-            head = json.loads((file.metadata() or {})["classes"])
-            return ClassTexts(
-                # Earlier versions of `export` kept the Unicode form of the file of class names.
-                names=tuple(normalized_name(str(name)) for name in head["names"]),
-                vectors=file.get_tensor("vectors"),
-                logit_scale=float(head["logit_scale"]),
-                prompt=str(head["prompt"]),
-            )
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise BundleError(f"{path} has no valid class texts ({error}); {AGAIN}") from error
 
 
 def _check_golden(path: Path, manifest: Manifest) -> None:

@@ -104,6 +104,20 @@ class FeatureCache:
         with _errors_of(self.path), self._db:
             self._db.executemany("INSERT OR IGNORE INTO feature VALUES (?, ?, ?, ?)", rows)
 
+    def forget(self, hashes: Sequence[str]) -> None:
+        """Delete the features of these pictures under every feature key; raises DataError as `put`.
+
+        The file does not shrink, but what is free in it is used again.
+        """
+        with _errors_of(self.path), self._db:
+            key = self._next_key("")
+            while key is not None:
+                self._db.executemany(
+                    "DELETE FROM feature WHERE key = ? AND picture = ?",
+                    [(key, picture) for picture in hashes],
+                )
+                key = self._next_key(key)
+
     def note_use(self, hashes: Iterable[str], feature_key: str, day: int) -> None:
         """Remember the day on which these features were used last, for `trim`.
 
@@ -147,6 +161,11 @@ class FeatureCache:
                 "DELETE FROM used WHERE (key, picture) NOT IN (SELECT key, picture FROM feature)"
             )
             return int(surplus)
+
+    def _next_key(self, key: str) -> str | None:
+        """The first feature key after `key`, without reading all rows; None if there is none."""
+        (found,) = self._db.execute("SELECT min(key) FROM feature WHERE key > ?", (key,)).fetchone()
+        return None if found is None else str(found)
 
     def __len__(self) -> int:
         with _errors_of(self.path):

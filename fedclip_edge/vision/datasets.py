@@ -27,13 +27,15 @@ from fedclip_edge.vision.picture_files import (
 )
 from fedclip_edge.vision.picture_index import hash_file
 
+UNLABELLED = -1  # the label of a picture without one
+
 
 @dataclass(frozen=True)
 class Picture:
-    """One labelled file; two files with the same bytes have the same hash."""
+    """One file; two files with the same bytes have the same hash."""
 
     path: Path
-    label: int  # index into the class names
+    label: int  # index into the class names, or UNLABELLED
     hash: str
 
 

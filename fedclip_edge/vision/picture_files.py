@@ -213,8 +213,7 @@ def list_folder(folder: Path, classes: Mapping[str, int]) -> Listing:
             elif ignored:
                 continue
             elif entry.is_file():
-                is_picture = entry.name.lower().endswith(_ENDINGS)
-                (pictures if is_picture else others).append(path)
+                (pictures if is_picture(entry.name) else others).append(path)
             else:
                 entry.stat()  # raises the reason if it is a broken link
                 skipped.append(Skipped(path, NO_FILE))
@@ -240,6 +239,11 @@ def is_ignored(name: str) -> bool:
         return True
     lower = name.lower()
     return lower in _SYSTEM_NAMES or _FOUND.fullmatch(lower) is not None
+
+
+def is_picture(name: str) -> bool:
+    """Return whether a file's name has a picture's extension."""
+    return name.lower().endswith(_ENDINGS)
 
 
 def examples(entries: Sequence[Skipped], most: int = NAMED) -> list[Skipped]:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 from trained_run import write_mixed
 
-from fedclip_edge.agent.features import DeviceFeatures, prepare_features
+from fedclip_edge.agent.encoding import Encoding
+from fedclip_edge.agent.features import CACHE, prepare_pictures, read_features
 from fedclip_edge.config.agent import AgentConfig, DataConfig, EncoderConfig
 from fedclip_edge.errors import DataError
 from fedclip_edge.records import Features, Role
 from fedclip_edge.vision.bundle import Bundle
 from fedclip_edge.vision.datasets import Picture, Split, read_folder, split
+from fedclip_edge.vision.embedding import Progress
 from fedclip_edge.vision.encoder import open_encoder
 from fedclip_edge.vision.pictures import load
 
@@ -43,7 +46,31 @@ def sides(site: Path, bundle: Bundle) -> Split:
     return split(dataset, config(site).data)
 
 
-def all_of(made: DeviceFeatures) -> tuple[Features, ...]:
+@dataclass(frozen=True)
+class Made:
+    """A device's features, and the counts of its pictures."""
+
+    train: Features
+    validation: Features
+    test: Features
+    test_pictures: tuple[Picture, ...]
+    encoded: int
+    skipped: int
+
+
+def prepare(config: AgentConfig, bundle: Bundle, progress: Progress | None = None) -> Made:
+    """Prepare the pictures, with the encoder in this process, and read their features."""
+    encoding = Encoding(bundle, config.encoder, config.state_dir / CACHE)
+    pictures = prepare_pictures(config, bundle, encoding.encode, progress)
+    its = read_features(config, bundle, pictures.sides)
+    assert its.test_pictures == pictures.sides.test
+    for side in ("train", "validation", "test"):
+        assert pictures.labels(side).tolist() == getattr(its, side).labels.tolist()
+    counts = (pictures.encoded, pictures.skipped)
+    return Made(its.train, its.validation, its.test, its.test_pictures, *counts)
+
+
+def all_of(made: Made) -> tuple[Features, ...]:
     return made.train, made.validation, made.test
 
 
@@ -66,7 +93,7 @@ def is_of(features: Features, pictures: tuple[Picture, ...], bundle: Bundle) -> 
 
 
 def test_each_side_has_the_features_of_its_pictures(site: Path, random_bundle: Bundle) -> None:
-    made, expected = prepare_features(config(site), random_bundle, None), sides(site, random_bundle)
+    made, expected = prepare(config(site), random_bundle), sides(site, random_bundle)
     assert is_of(made.train, expected.train, random_bundle)
     assert is_of(made.validation, expected.validation, random_bundle)
     assert is_of(made.test, expected.test, random_bundle)
@@ -75,8 +102,8 @@ def test_each_side_has_the_features_of_its_pictures(site: Path, random_bundle: B
 
 
 def test_a_restart_encodes_nothing_and_has_the_same(site: Path, random_bundle: Bundle) -> None:
-    first = prepare_features(config(site), random_bundle, None)
-    again = prepare_features(config(site), random_bundle, None)
+    first = prepare(config(site), random_bundle)
+    again = prepare(config(site), random_bundle)
     assert again.encoded == 0
     for before, after in zip(all_of(first), all_of(again), strict=True):
         assert before.vectors.tobytes() == after.vectors.tobytes()
@@ -86,7 +113,7 @@ def test_a_restart_encodes_nothing_and_has_the_same(site: Path, random_bundle: B
 def test_a_damaged_feature_is_computed_again_and_counted(
     site: Path, random_bundle: Bundle, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first = prepare_features(config(site), random_bundle, None)
+    first = prepare(config(site), random_bundle)
     assert "damaged" not in capsys.readouterr().out
     with contextlib.closing(sqlite3.connect(config(site).state_dir / "features.sqlite")) as db, db:
         changed = "x'00000000' || substr(vector, 5)"
@@ -94,7 +121,7 @@ def test_a_damaged_feature_is_computed_again_and_counted(
             f"UPDATE feature SET vector = CAST({changed} AS BLOB) "  # noqa: S608 - a constant
             "WHERE picture IN (SELECT picture FROM feature LIMIT 3)"
         )
-    again = prepare_features(config(site), random_bundle, None)
+    again = prepare(config(site), random_bundle)
     assert "encoded=3 cached=21 damaged=3 skipped=0" in capsys.readouterr().out
     for before, after in zip(all_of(first), all_of(again), strict=True):
         np.testing.assert_allclose(before.vectors, after.vectors, rtol=1e-5, atol=1e-6)
@@ -103,10 +130,10 @@ def test_a_damaged_feature_is_computed_again_and_counted(
 def test_under_another_name_a_picture_is_on_the_same_side(
     site: Path, random_bundle: Bundle
 ) -> None:
-    first = prepare_features(config(site), random_bundle, None)
+    first = prepare(config(site), random_bundle)
     for number, path in enumerate(sorted((site / "pictures").rglob("*.*"), reverse=True)):
         path.rename(path.with_stem(f"renamed-{number}"))
-    again = prepare_features(config(site), random_bundle, None)
+    again = prepare(config(site), random_bundle)
     assert again.encoded == 0
     assert list(map(rows, all_of(again))) == list(map(rows, all_of(first)))
 
@@ -116,7 +143,7 @@ def test_only_the_sides_that_its_roles_need_are_encoded(
     site: Path, random_bundle: Bundle, roles: tuple[Role, ...]
 ) -> None:
     made, all_sides = (
-        prepare_features(config(site, roles), random_bundle, None),
+        prepare(config(site, roles), random_bundle),
         sides(site, random_bundle),
     )
     train = len(all_sides.train) if "train" in roles else 0
@@ -130,7 +157,7 @@ def test_a_picture_that_cannot_be_read_is_skipped_counted_and_named(
 ) -> None:
     broken = site / "pictures" / "circle" / "broken.jpg"
     broken.write_text("this is no picture")
-    made = prepare_features(config(site), random_bundle, None)
+    made = prepare(config(site), random_bundle)
     assert (made.encoded, made.skipped) == (24, 1)
     assert f"picture_skipped picture={broken} reason=" in capsys.readouterr().out
 
@@ -143,7 +170,7 @@ def test_what_will_not_count_is_said(
     dataset = read_folder(site / "pictures", random_bundle.classes.names)
     untested = split(dataset, config(site, BOTH, shares).data).classes_without_test
     assert 0 < len(untested) < len(random_bundle.classes.names)
-    prepare_features(config(site, BOTH, shares), random_bundle, None)
+    prepare(config(site, BOTH, shares), random_bundle)
     said = capsys.readouterr().out
     assert "files_ignored count=1 kinds=.txt" in said
     for name in random_bundle.classes.names:
@@ -160,7 +187,7 @@ def test_what_is_not_used_is_logged_and_the_agent_goes_on(
     for picture in (pictures / "square").iterdir():
         picture.unlink()
     (pictures / "circle" / "usb").symlink_to(site / "unplugged")
-    made = prepare_features(config(site), random_bundle, None)
+    made = prepare(config(site), random_bundle)
     assert (made.encoded, made.skipped) == (16, 1)
     said = capsys.readouterr().out
     no_class = "it is not named after a class of the bundle"
@@ -182,7 +209,7 @@ def test_a_folder_full_of_broken_pictures_does_not_flood_the_log(
     for number in range(40):
         (site / "pictures" / "circle" / f"x{number}.png").write_text(f"no picture {number}")
         (site / "pictures" / f"unknown {number}").mkdir()
-    made = prepare_features(config(site), random_bundle, None)
+    made = prepare(config(site), random_bundle)
     assert made.skipped == 40
     lines = capsys.readouterr().out.splitlines()
     for name in ("picture_skipped", "not_used"):
@@ -196,7 +223,7 @@ def test_a_folder_full_of_broken_pictures_does_not_flood_the_log(
 def test_who_evaluates_nothing_misses_no_test_pictures(
     site: Path, random_bundle: Bundle, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    prepare_features(config(site, ("train",), (1.0, 0.0, 0.0)), random_bundle, None)
+    prepare(config(site, ("train",), (1.0, 0.0, 0.0)), random_bundle)
     assert "class_without_test_pictures" not in capsys.readouterr().out
 
 
@@ -209,7 +236,7 @@ def test_a_role_without_a_picture_ends_with_what_to_change(
 ) -> None:
     said = f"pictures has no readable {side} pictures, .* has the role '{role}'; add pictures"
     with pytest.raises(DataError, match=said):
-        prepare_features(config(site, (role,), shares), random_bundle, None)
+        prepare(config(site, (role,), shares), random_bundle)
 
 
 def test_progress_counts_the_pictures_of_all_sides(site: Path, random_bundle: Bundle) -> None:
@@ -219,31 +246,31 @@ def test_progress_counts_the_pictures_of_all_sides(site: Path, random_bundle: Bu
         said.append((done, total))
 
     train_only = config(site, ("train",), (0.6, 0.2, 0.2))
-    first = prepare_features(train_only, random_bundle, tell)
+    first = prepare(train_only, random_bundle, tell)
     total = len(first.train) + len(first.validation)
     assert {of for _, of in said} == {total}
     assert said[-1] == (total, total)
     assert said == sorted(set(said))
     said.clear()
-    made = prepare_features(config(site), random_bundle, tell)
+    made = prepare(config(site), random_bundle, tell)
     total = sum(map(len, all_of(made)))
     assert {of for _, of in said} == {total}
     # What is in the cache counts as done.
     assert len(first.train) + len(first.validation) < said[0][0] <= said[-1][0] == total
     said.clear()
-    prepare_features(config(site), random_bundle, tell)
+    prepare(config(site), random_bundle, tell)
     assert said == []
 
 
 def test_progress_ends_also_if_the_last_side_is_in_the_cache(
     site: Path, random_bundle: Bundle
 ) -> None:
-    made = prepare_features(config(site), random_bundle, None)
+    made = prepare(config(site), random_bundle)
     (site / "state" / "features.sqlite").unlink()
     evaluates = config(site, ("evaluate",))
-    prepare_features(evaluates, random_bundle, None)
+    prepare(evaluates, random_bundle)
     said: list[tuple[int, int]] = []
-    prepare_features(config(site), random_bundle, lambda done, of: said.append((done, of)))
+    prepare(config(site), random_bundle, lambda done, of: said.append((done, of)))
     total = sum(map(len, all_of(made)))
     assert said[-1] == (total, total)
     assert said.count((total, total)) == 1

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from in_memory import class_texts, nothing
+from local_trainer import local_trainer
 from session_scene import Scene, manifest
 
 from fedclip_edge.agent.download import REPAIR_S
 from fedclip_edge.agent.features import DeviceFeatures
 from fedclip_edge.agent.model_download import ModelDownload
-from fedclip_edge.agent.trainer import LocalTrainer
 from fedclip_edge.config.agent import AgentConfig, DataConfig
 from fedclip_edge.errors import ConfigError, PeerError
 from fedclip_edge.learning import methods
@@ -51,8 +51,8 @@ def send(
 def fetching() -> ModelDownload:
     """Download of a device that has no model yet."""
     config = AgentConfig("cam-a", "lab", DataConfig(Path()), Path(), bundle=Path())
-    data = DeviceFeatures(nothing(), nothing(), nothing(), (), encoded=0, skipped=0, encode_s=0.0)
-    return ModelDownload(LocalTrainer(config, CLASSES, D, data, lambda: None))
+    data = DeviceFeatures(nothing(), nothing(), nothing(), ())
+    return ModelDownload(local_trainer(config, CLASSES, data))
 
 
 def test_a_model_is_held_once_its_last_chunk_is_here(fetching: ModelDownload) -> None:

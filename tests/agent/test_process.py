@@ -7,7 +7,8 @@ from typing import cast
 
 import pytest
 
-from fedclip_edge.agent.process import loop, run
+from fedclip_edge.agent.loop import loop
+from fedclip_edge.agent.process import run
 from fedclip_edge.agent.session import Session
 from fedclip_edge.agent.standby import Standby
 from fedclip_edge.config.agent import AgentConfig, DataConfig

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,13 +13,14 @@ from typing import Any, cast
 import pytest
 import system
 
-from fedclip_edge.agent.features import prepare_features
-from fedclip_edge.agent.rescan import RESCAN_S, Rescan
+from fedclip_edge.agent.encoding import Encoding
+from fedclip_edge.agent.features import CACHE, prepare_pictures
+from fedclip_edge.agent.rescan import RESCAN_S, Rescan, watched
 from fedclip_edge.agent.session import Session
 from fedclip_edge.agent.trainer import LocalTrainer
+from fedclip_edge.agent.training import CachedTraining
 from fedclip_edge.config.agent import AgentConfig, DataConfig
 from fedclip_edge.vision.bundle import Bundle
-from fedclip_edge.vision.picture_index import PictureIndex
 
 
 @dataclass
@@ -28,18 +31,25 @@ class Box:
     bundle: Bundle
     hellos: list[int] = field(default_factory=list)
     manifest: Any = None
+    parts: ExitStack = field(default_factory=ExitStack)
 
     def __post_init__(self) -> None:
         system.write_pictures(self.folder, self.bundle.classes.names, 6, seed=1)
         state = self.folder.parent / "state"
         config = AgentConfig("cam-a", "lab", DataConfig(self.folder), state, bundle=self.folder)
         config.state_dir.mkdir()
-        index = PictureIndex()
-        data = prepare_features(config, self.bundle, None, index)
+        self.watch = self.parts.enter_context(watched(config, self.bundle))
+        encode = Encoding(self.bundle, config.encoder, config.state_dir / CACHE).encode
+        data = prepare_pictures(config, self.bundle, encode, None, self.watch.index)
         self.trainer = LocalTrainer(
-            config, self.bundle.classes, self.bundle.manifest.dim, data, lambda: None
+            config,
+            self.bundle.classes,
+            self.bundle.manifest.dim,
+            data,
+            lambda: None,
+            CachedTraining(config, self.bundle, data.sides),
         )
-        self.rescan = Rescan(config, self.bundle, self.trainer, index, 0.0)
+        self.rescan = Rescan(config, self.bundle, encode, self.trainer, self.watch, 0.0)
 
     @property
     def pictures(self) -> int:
@@ -61,8 +71,10 @@ class Box:
 
 
 @pytest.fixture
-def box(tmp_path: Path, random_bundle: Bundle) -> Box:
-    return Box(tmp_path / "pictures", random_bundle)
+def box(tmp_path: Path, random_bundle: Bundle) -> Iterator[Box]:
+    made = Box(tmp_path / "pictures", random_bundle)
+    with made.parts:
+        yield made
 
 
 def test_pictures_are_read_again_when_a_run_opens(box: Box) -> None:
@@ -91,7 +103,7 @@ def test_deleted_pictures_leave_the_training(box: Box) -> None:
     next((box.folder / box.bundle.classes.names[0]).iterdir()).unlink()
     box.look(1, "run-1", "open")
     assert box.hellos == [before - 1]
-    deleted = {p.path for p in box.trainer.data.test_pictures if not p.path.exists()}
+    deleted = {p.path for p in box.trainer.data.sides.test if not p.path.exists()}
     assert not deleted
 
 
@@ -106,7 +118,7 @@ def test_a_share_that_is_not_mounted_keeps_the_pictures_and_is_said_once(
     for number in (1, 2):
         box.look(number, f"run-{number}", "open")
     assert (box.pictures, box.hellos) == (before, [])
-    assert capsys.readouterr().out.count("pictures_not_read") == 1
+    assert capsys.readouterr().out.count("folder_away") == 1
     shutil.rmtree(box.folder, ignore_errors=True)
     away.rename(box.folder)
     box.add(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from in_memory import ENCODER, Fleet, class_texts, features
+from local_trainer import local_trainer, use, work_of
 from opened import opened
 
 from fedclip_edge.agent.features import DeviceFeatures
@@ -78,9 +79,6 @@ def prepared(train: int = 40, test: int = 30, seed: int = 1) -> DeviceFeatures:
             Picture(Path(f"pictures/{i}, a.png"), int(label), f"{i:064x}")
             for i, label in enumerate(tested.labels)
         ),
-        encoded=55,
-        skipped=2,
-        encode_s=1.5,
     )
 
 
@@ -90,11 +88,14 @@ def learner(
     roles: tuple[Role, ...] = ("train", "evaluate"),
     name: str = "cam-a",
     traffic: Traffic | None = None,
+    load: Callable[[], None] = lambda: None,
+    **limits: Any,
 ) -> LocalTrainer:
     state = folder / name
     state.mkdir(exist_ok=True)
-    config = AgentConfig(name, "lab", DataConfig(folder), state, "roof", roles, bundle=folder)
-    return LocalTrainer(config, CLASSES, D, data or prepared(), lambda: traffic)
+    settings = {"roles": roles, "bundle": folder, **limits}
+    config = AgentConfig(name, "lab", DataConfig(folder), state, "roof", **settings)
+    return local_trainer(config, CLASSES, data or prepared(), lambda: traffic, load)
 
 
 def initial(plan: Plan = PLAN) -> Model:
@@ -181,7 +182,7 @@ def test_accuracies_are_on_test_pictures(tmp_path: Path) -> None:
 def test_the_other_figures_stand_beside_the_accuracy(tmp_path: Path) -> None:
     data, model = prepared(), initial()
     measured = learner(tmp_path, data).evaluate(model, PLAN, final=True)
-    alone = learner(tmp_path, data)._train_alone(PLAN)
+    alone = work_of(learner(tmp_path, data))._train_alone(PLAN)
     for name, shown in (("zero_shot", zeroshot.MODEL), ("federated", model), ("local", alone)):
         logits = methods.predict(shown, data.test.vectors, CLASSES)
         found = evaluate(logits, data.test.labels)
@@ -209,7 +210,7 @@ def run_fleet(folder: Path, plan: Plan, data: dict[str, DeviceFeatures]) -> dict
     for name, its in data.items():
         session = fleet.start_device(name, its.train, its.test)
         assert isinstance(session.learner, LocalTrainer)
-        session.learner.data = its
+        use(session.learner, its)
     fleet.run()
     reports = fleet.journal.reports.all(fleet.coordinator.run_state.run.id)
     return {report.device: report for report in reports if report.round == plan.rounds}
@@ -299,13 +300,13 @@ def test_seconds_add_up_over_rounds(tmp_path: Path) -> None:
 
 
 def test_loading_torch_is_no_training_but_keeps_it_busy(tmp_path: Path) -> None:
-    asked, loaded = learner(tmp_path), []
+    loaded: list[float] = []
 
     def load() -> None:
         loaded.append(asked.train_s)
         time.sleep(0.05)
 
-    asked.load = load
+    asked = learner(tmp_path, load=load)
     asked.fit(initial(), PLAN)
     assert loaded == [0.0]
     assert asked.busy_s - asked.train_s >= 0.05
@@ -333,16 +334,16 @@ def test_loading_torch_is_no_training_but_keeps_it_busy(tmp_path: Path) -> None:
 def test_evaluating_loads_torch_only_to_train_by_gradients(
     tmp_path: Path, plan: Plan, roles: tuple[Role, ...], final: bool, expected: bool
 ) -> None:
-    asked, loaded = learner(tmp_path, roles=roles), list[bool]()
-    asked.load = lambda: loaded.append(True)
+    loaded: list[bool] = []
+    asked = learner(tmp_path, roles=roles, load=lambda: loaded.append(True))
     asked.evaluate(replace(initial(plan), round=plan.rounds), plan, final=final)
     assert bool(loaded) == expected
 
 
 @pytest.mark.parametrize("name", methods.names())
 def test_only_training_by_gradients_loads_torch(tmp_path: Path, name: str) -> None:
-    asked, loaded, plan = learner(tmp_path), list[bool](), Plan(name)
-    asked.load = lambda: loaded.append(True)
+    loaded, plan = list[bool](), Plan(name)
+    asked = learner(tmp_path, load=lambda: loaded.append(True))
     asked.fit(initial(plan), plan)
     assert bool(loaded) == methods.get(name).traits.is_averaged
 
@@ -406,7 +407,7 @@ def test_predictions_are_those_of_the_last_model_and_whole(tmp_path: Path) -> No
 
 def test_without_test_pictures_there_is_nothing_to_say(tmp_path: Path) -> None:
     empty = Features(np.zeros((0, D), np.float32), np.zeros(0, np.int64), ENCODER)
-    data = DeviceFeatures(prepared().train, empty, empty, (), 0, 0, 0.0)
+    data = DeviceFeatures(prepared().train, empty, empty, ())
     with pytest.raises(ValueError, match="no test pictures"):
         learner(tmp_path, data).evaluate(initial(), PLAN, final=False)
 
@@ -425,9 +426,7 @@ def limited(
 ) -> tuple[LocalTrainer, DeviceFeatures]:
     """A trainer with pictures of these classes, and limits from agent.toml."""
     data = replace(prepared(), train=of_classes(train), validation=of_classes(validation, 4))
-    made = learner(folder, data)
-    made.config = replace(made.config, **limits)
-    return made, data
+    return learner(folder, data, **limits), data
 
 
 def ridge_plan(**options: Scalar) -> Plan:
@@ -527,7 +526,7 @@ def test_its_capabilities_are_counted_after_withholding(
             by_class={
                 "train": (7, 5, *(0,) * (count - 2)),
                 "validation": (0,) * count,
-                "test": tuple(np.bincount(made.data.test.labels, minlength=count).tolist()),
+                "test": tuple(np.bincount(made.data.labels("test"), minlength=count).tolist()),
             },
         ),
         provider="cpu",
@@ -574,7 +573,7 @@ def test_a_device_that_sends_no_reports_has_not_the_role_of_an_evaluator(tmp_pat
 def test_a_personal_model_stays_on_the_device_and_may_use_every_picture(tmp_path: Path) -> None:
     made, data = limited(tmp_path, [0, 1, 2], [])
     plan = Plan("tip-adapter", rounds=1)
-    own = made._personal(initial(plan), plan)
+    own = work_of(made)._personal(initial(plan), plan)
     assert own is not None
     assert len(own.parameters["own/keys"]) == len(data.train)
 

@@ -63,7 +63,7 @@ def test_each_class_is_sent_by_the_rule_for_its_two_sides(
             )
         found = [int((side.labels == label).sum()) for side in (made.train, made.validation)]
         assert tuple(found) == expected
-        assert made.withheld[label] == trained + validated - sum(expected)
+        assert made.numbers.withheld[label] == trained + validated - sum(expected)
 
 
 @given(LABELS, LABELS, FLOORS)
@@ -78,7 +78,7 @@ def test_pictures_keep_label_and_order_and_none_is_sent_twice(
     assert all(number >= 1000 for number in sent[1])
     for side in sent:
         assert list(side) == sorted(side)
-    assert sum(map(len, sent)) + made.withheld.sum() == len(train) + len(validation)
+    assert sum(map(len, sent)) + made.numbers.withheld.sum() == len(train) + len(validation)
 
 
 @given(LABELS, LABELS)
@@ -87,11 +87,11 @@ def test_with_a_floor_of_one_nothing_changes(train: list[int], validation: list[
     made = share(given_train, given_validation, C, 1)
     assert made.train is given_train
     assert made.validation is given_validation
-    assert not made.withheld.any()
+    assert not made.numbers.withheld.any()
 
 
 def test_the_log_names_each_class_and_its_number(capsys: pytest.CaptureFixture[str]) -> None:
     made = shared([0, 0, 0, 1, 2, 2], [2], 3)
-    log_withheld(made, ("ant", "bee", "cat", "dog"))
+    log_withheld(made.numbers, ("ant", "bee", "cat", "dog"))
     said = capsys.readouterr().out
     assert 'pictures_withheld pictures=1 min_per_class=3 classes="bee 1"' in said

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedclip_edge.config.agent import AgentConfig, DataConfig, EncoderConfig
+from fedclip_edge.config.answers import AnswersBroker, AnswersConfig
 from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.config.fleet import FleetConfig, MetricsEndpoint, RunRules, RunSchedule, Trainer
 from fedclip_edge.learning.methods import (
@@ -150,6 +151,29 @@ MEANINGS: Mapping[type[Any], Mapping[str, str]] = {
         "engine_dir": "Folder for the engines that TensorRT builds. Without it, they are in "
         "`fedclip-edge/engines` in the user's cache folder.",
     },
+    AnswersConfig: {
+        "model": "The model that answers: `own` is the device's own, if the plan of the last run made "
+        "one, otherwise the fleet's; `fleet` is always the fleet's. Before the first run it is "
+        "zero-shot CLIP.",
+        "top": "Number of classes in each answer, the likeliest first.",
+        "file": "File of the answers, as JSON lines. Without this key, `answers.jsonl` in "
+        "`state_dir`.",
+        "file_bytes": "The file is renamed to `FILE.1` before it grows beyond this size.",
+        "old_files": "Number of renamed files that are kept.",
+        "event_s": "An event is over when it has had no new picture for so many seconds.",
+        "event_pictures": "An event of fewer pictures is unknown.",
+        "event_share": "Share of the pictures of an event that must have the same label; otherwise "
+        "the event is unknown.",
+    },
+    AnswersBroker: {
+        "topic": "The topics are `TOPIC/DEVICE/answer`, `TOPIC/DEVICE/event` and "
+        "`TOPIC/DEVICE/availability`.",
+        "keep": "Number of answers that wait while the broker is away. The oldest are dropped.",
+        "home_assistant": "`true` announces the device to Home Assistant (MQTT discovery).",
+        "discovery_topic": "The discovery prefix that Home Assistant has.",
+        "certificate": "Certificate for the login at this broker; needs `key`.",
+        "key": "Private key of the certificate.",
+    },
     Plan: {
         "method": "The [method](../explanation/methods.md) that the devices train.",
         "rounds": "Number of rounds. 0 means the default of the method.",
@@ -255,4 +279,8 @@ TABLES: Mapping[str, str] = {
     "[Monitoring](../how-to/monitoring.md). Without this table there are none.",
     "data": "The pictures of this device.",
     "encoder": "How the encoder runs on this device.",
+    "answers": "What the device says about its new pictures; see "
+    "[Predictions](../how-to/predictions.md).",
+    "answers.broker": "MQTT broker that gets the answers; it need not be the fleet's. Without this "
+    "table, the answers stay on the device.",
 }

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedclip_edge.config.agent import AgentConfig, DataConfig, EncoderConfig
+from fedclip_edge.config.answers import AnswersBroker, AnswersConfig
 from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.config.fleet import FleetConfig, MetricsEndpoint, RunRules, RunSchedule, Trainer
 from fedclip_edge.learning import methods, strategies
@@ -69,6 +70,11 @@ def numbers(low: float, high: float, *, above: bool = False, below: bool = False
 CHOICE = Range("")  # the values of a Literal; the type names them
 TRUTH = Range("", (True, False), (0, 1, "true"))
 PATH = Range("", ("a", "a/b.toml", "/a"), ("", 1))
+TOPIC = Range(
+    "names with `/` between them",
+    ("a", "a/b c", "ä" * 200),
+    ("", "/a", "a/", "a//b", "a/+", "#", "$SYS/a", "a\n", "a" * 201),
+)
 TEXT = Range("", ("", "a b", "ä"), (1,))
 METHOD = Range("the name of a method", methods.names(), ("nothing", ""))
 STRATEGY = Range("the name of a strategy", strategies.names(), ("nothing", ""))
@@ -181,6 +187,24 @@ RANGES: Mapping[type[Any], Mapping[str, Range]] = {
         "threads": integers(1),
         "batch_size": integers(1),
         "engine_dir": PATH,
+    },
+    AnswersConfig: {
+        "model": CHOICE,
+        "top": integers(1),
+        "file": PATH,
+        "file_bytes": integers(10_000),
+        "old_files": integers(0, 1000),
+        "event_s": numbers(0, math.inf, above=True, below=True),
+        "event_pictures": integers(1),
+        "event_share": numbers(0, 1, above=True),
+    },
+    AnswersBroker: {
+        "topic": TOPIC,
+        "keep": integers(1, 100_000),
+        "home_assistant": TRUTH,
+        "discovery_topic": TOPIC,
+        "certificate": PATH,
+        "key": PATH,
     },
     Plan: {
         "method": METHOD,

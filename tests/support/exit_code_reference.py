@@ -80,6 +80,13 @@ CODES: Mapping[type[FedclipError], tuple[str, str]] = {
         ),
         "Report it: this is a bug.",
     ),
+    errors.WorkerError: (
+        "The encoder's process died twice in a row, or did not end its work.",
+        (
+            "Give it more memory: stop other programs, raise `MemoryMax`, or use a smaller encoder. "
+            "Then start again."
+        ),
+    ),
 }
 
 _RANGES = """\

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from local_trainer import local_trainer
 
 from fedclip_edge.agent.features import DeviceFeatures
 from fedclip_edge.agent.publisher import will
 from fedclip_edge.agent.session import Session, start_session
 from fedclip_edge.agent.state_db import open_state_db
-from fedclip_edge.agent.trainer import LocalTrainer
 from fedclip_edge.config.agent import AgentConfig, DataConfig
 from fedclip_edge.config.fleet import FleetConfig, RunRules
 from fedclip_edge.coordinator import coordinator, publisher, run_state
@@ -144,12 +144,8 @@ class Fleet:
             validation=nothing(self.classes.vectors.shape[1]) if validation is None else validation,
             test=test if test is not None else train,
             test_pictures=(),
-            encoded=len(train),
-            skipped=0,
-            encode_s=0.0,
         )
         me = signing.load_or_create(config.state_dir / "device.key")
-        dim = self.classes.vectors.shape[1]
         incarnation = f"{name}-{self.now}"
         state_db = open_state_db(config.state_dir / "parked.sqlite")
         self._files.callback(state_db.close)
@@ -161,7 +157,7 @@ class Fleet:
             incarnation=incarnation,
             encoder_id=ENCODER,
             classes_digest=self.classes.digest,
-            learner=LocalTrainer(config, self.classes, dim, data, link.traffic),
+            learner=local_trainer(config, self.classes, data, link.traffic),
             identity=me,
             transport=link,
             state_db=state_db,

@@ -12,22 +12,24 @@ from __future__ import annotations
 
 import sys
 import time
-import types
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
 from device_laws import HEAVY, update_of
 from faulty_fleet import HEAVY_FILE, HOLD_FILE, VARIANT, validation_of
+from local_trainer import pictures_of
 
 from fedclip_edge import log
-from fedclip_edge.agent import process, rescan
-from fedclip_edge.agent.features import DeviceFeatures
+from fedclip_edge.agent import rescan, serving
+from fedclip_edge.agent.features import DeviceFeatures, DevicePictures
 from fedclip_edge.agent.trainer import LocalTrainer
+from fedclip_edge.agent.training import Training
 from fedclip_edge.cli.main import main
 from fedclip_edge.config.agent import AgentConfig
 from fedclip_edge.learning.run_steps import steps
 from fedclip_edge.records import Features, Measured, Model, Plan, Update
-from fedclip_edge.vision.bundle import Bundle
+from fedclip_edge.vision.bundle import Bundle, read_bundle
 
 
 class LightTrainer(LocalTrainer):
@@ -47,41 +49,48 @@ class LightTrainer(LocalTrainer):
         while is_vote and (self.config.state_dir / HOLD_FILE).exists():
             time.sleep(0.02)
         if is_vote:
-            return super().fit(model, plan)
+            return self.vote(model, plan)
         heavy = HEAVY if (self.config.state_dir / HEAVY_FILE).exists() else ""
         update = update_of(model, self.config.id, VARIANT + heavy)
         self.busy_s += time.monotonic() - began
         return update
 
+    def vote(self, model: Model, plan: Plan) -> Update:
+        """Vote as the product does, in this process."""
+        data = drawn(self.config, read_bundle(self.config.bundle or Path()))
+        return Training(self.config, self.classes, self.dim, data).fit(
+            model, plan, self.config.min_per_class
+        )[0]
+
     def evaluate(self, model: Model, plan: Plan, *, final: bool) -> Measured:
         return Measured({"federated": 0.5}, test_pictures=2)
+
+
+def drawn(config: AgentConfig, bundle: Bundle) -> DeviceFeatures:
+    """Features in place of those of pictures."""
+    vectors = np.ones((config.min_per_class, bundle.manifest.dim), np.float32)
+    some = Features(vectors, np.zeros(len(vectors), np.int64), bundle.manifest.encoder_id)
+    return DeviceFeatures(some, validation_of(config.id, bundle.manifest.encoder_id), some, ())
 
 
 def ready(
     config: AgentConfig,
     bundle: Bundle,
+    encode: object,
     progress: object,
     index: object = None,
-    before: DeviceFeatures | None = None,
-) -> DeviceFeatures:
-    """Features in place of those of pictures, which never change."""
-    if before is not None:
-        return before
-    vectors = np.ones((config.min_per_class, bundle.manifest.dim), np.float32)
-    some = Features(vectors, np.zeros(len(vectors), np.int64), bundle.manifest.encoder_id)
-    votes = validation_of(config.id, bundle.manifest.encoder_id)
-    return DeviceFeatures(some, votes, some, (), encoded=0, skipped=0, encode_s=0.0)
+    before: DevicePictures | None = None,
+) -> DevicePictures:
+    """Pictures that are not there, and never change."""
+    return before or pictures_of(drawn(config, bundle))
 
 
 if __name__ == "__main__":
     LightTrainer.train_for_s = float(sys.argv[1])
-    without_torch = types.ModuleType("training")
-    without_torch.use_one_thread = lambda: None  # type: ignore[attr-defined]
-    sys.modules["fedclip_edge.learning.training"] = without_torch
     with (
-        mock.patch.object(process, "prepare_features", ready),
-        mock.patch.object(rescan, "prepare_features", ready),
-        mock.patch.object(process, "LocalTrainer", LightTrainer),
+        mock.patch.object(serving, "prepare_pictures", ready),
+        mock.patch.object(rescan, "prepare_pictures", ready),
+        mock.patch.object(serving, "LocalTrainer", LightTrainer),
     ):
         sys.argv = ["fedclip-edge", "agent", sys.argv[2], "--json"]
         main()

@@ -113,9 +113,31 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "now on, and tells the coordinator how many it has.",
         ),
         "pictures_not_read": Event(
-            "The picture folder cannot be read again, or is empty, as if its share was not mounted. The "
-            "device goes on with the pictures that it knows.",
-            "Mount the share, or add pictures.",
+            "The picture folder cannot be read again, or has no picture left to train on. The device "
+            "goes on with the pictures that it knows.",
+            "Add pictures, or correct what the reason names.",
+        ),
+        "folder_away": Event(
+            "A picture folder is missing, suddenly empty, or on another file system without any of "
+            "the known pictures, as if its share was not mounted. Its `pictures` stay in use. Written "
+            "once; `folder_back` follows.",
+            "Mount the share. If the folder is right as it is, restart the agent.",
+        ),
+        "folder_back": Event("The picture folder is there again; it is searched for changes."),
+        "folder_searched": Event(
+            "The operating system does not report changes in the picture folders, for the given "
+            "reason, so they are searched again and again: every second, or less often if a search "
+            "takes longer than a twentieth of that.",
+            "Do what the reason says, if new pictures should be noticed sooner.",
+        ),
+        "picture_changed_unnoticed": Event(
+            "A file has other bytes than at its last reading, although its size and its times are the "
+            "same. From now on it counts as the new picture.",
+            "Check the disk, and the program that writes the pictures.",
+        ),
+        "picture_index_rebuilt": Event(
+            "The index of the pictures, `state_dir/pictures.sqlite`, is damaged or of another version. "
+            "It is made anew, so all pictures are read once.",
         ),
         "encoding_new_pictures": Event(
             "The device needs more than a few seconds to encode new pictures. Until it is ready it "
@@ -164,6 +186,51 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "An update for the open round is computed and offered to the coordinator."
         ),
         "evaluated": Event("A model was measured on the test pictures of this device."),
+        "answering_with": Event(
+            "The model that answers new pictures from now on: `zero-shot`, `fleet` or `own`, and the "
+            "run that made it."
+        ),
+        "model_not_written": Event(
+            "The new model of the fleet is in use, but could not be written to `state_dir`. After a "
+            "restart the device answers with the one before, until it has fetched it again.",
+            "Free or repair the disk.",
+        ),
+        "model_file_not_used": Event(
+            "A model in `state_dir` is damaged, or does not fit the bundle's encoder. The next one "
+            "in the order own, fleet, zero-shot answers.",
+            "None: the device gets a new one with the next run, or fetches the last one again.",
+        ),
+        "pictures_not_answered": Event(
+            "The features of new pictures could not be computed, three times. These pictures get no "
+            "answer.",
+            "Read the reason.",
+        ),
+        "answers_not_written": Event(
+            "The file of answers cannot be written. The newest 10,000 answers wait in memory, and "
+            "the device goes on.",
+            "Free or repair the disk, or set another `file` under `[answers]`.",
+        ),
+        "answers_written": Event(
+            "The file of answers can be written again. `lost` is the number of answers that did not "
+            "get into it."
+        ),
+        "answers_connected": Event(
+            "The device publishes its answers at this broker; `waiting` of them waited for it."
+        ),
+        "answers_link_lost": Event(
+            "The connection to the broker of `[answers.broker]` was lost. The device connects again; "
+            "answers wait meanwhile."
+        ),
+        "answers_broker_not_reached": Event(
+            "The broker of `[answers.broker]` does not answer, or refuses the login. The device goes "
+            "on and tries again; the same reason is logged once.",
+            "Start the broker, or correct `[answers.broker]`.",
+        ),
+        "answers_dropped": Event(
+            "More than `keep` answers waited for the broker of `[answers.broker]`; the oldest ones "
+            "were not published. They are in the file.",
+            "Raise `keep` if the broker is often away for long.",
+        ),
         "contribution_refused": Event(
             "The coordinator did not accept an update. If its round is still open, the device offers "
             "it again in the next attempt; otherwise it discards it.",
@@ -361,6 +428,12 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
         ),
     },
     BOTH: {
+        "worker_died": Event(
+            "A child process of the agent, `encoder` or `trainer`, died while it worked. A new one "
+            "does the same work once more.",
+            "Often the machine has too little memory, and the system killed the process (SIGKILL): "
+            "stop other programs, raise `MemoryMax`, or use a smaller encoder.",
+        ),
         "stopped": Event(
             "SIGTERM or Ctrl-C (SIGINT) stopped the program. It is the last line; the goodbye to its "
             "peers is over.",
@@ -463,7 +536,7 @@ FIELDS: Mapping[str, str] = {
     "arguments": "Arguments of the command, as JSON.",
     "user": "Unix user that gave the command.",
     "contributions": "Number of updates that were kept.",
-    "count": "Number of files, messages or contributions.",
+    "count": "Number of files, pictures, messages, answers or contributions.",
     "damaged": "Cached features that were damaged on disk and are computed again; left out if there "
     "are none.",
     "days_left": "Whole days until it expires.",
@@ -505,7 +578,9 @@ FIELDS: Mapping[str, str] = {
     "messages_dropped.count": "Number of messages dropped since the last such line.",
     "messages_dropped.device": "Id of the sender. Missing for messages of the coordinator, and for "
     "more senders than are counted one by one.",
-    "model": "The model that is used instead.",
+    "model": "The model that is used instead; of `answering_with`, the one that answers.",
+    "lost": "Number of answers that are not in the file.",
+    "waiting": "Number of answers that waited.",
     "model_bytes": "Size of the next model as it is sent.",
     "more": "Number of further devices; ten are named.",
     "not_used.more": "Number of further files and folders; ten are named.",
@@ -526,6 +601,7 @@ FIELDS: Mapping[str, str] = {
     "provider": "Execution provider of the encoder.",
     "pseudo_pictures": "Number of pictures that the text of a class counts for in its mean.",
     "reason": "The cause, in words.",
+    "worker": "The child process: `encoder` or `trainer`.",
     "refused_messages": "Number of messages that were dropped in this process.",
     "roles": "Roles of the device, joined by `+`.",
     "round": "Number of the round. For a model, the number of rounds closed; 0 is the initial model.",

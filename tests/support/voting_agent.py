@@ -13,7 +13,7 @@ import time
 from dataclasses import replace
 from unittest import mock
 
-from fedclip_edge.agent import process
+from fedclip_edge.agent import serving
 from fedclip_edge.agent.trainer import LocalTrainer
 from fedclip_edge.cli.main import main
 from fedclip_edge.learning.run_steps import steps
@@ -36,6 +36,6 @@ class VotingTrainer(LocalTrainer):
 
 
 if __name__ == "__main__":
-    with mock.patch.object(process, "LocalTrainer", VotingTrainer):
+    with mock.patch.object(serving, "LocalTrainer", VotingTrainer):
         sys.argv = ["fedclip-edge", "agent", sys.argv[1], "--json"]
         main()

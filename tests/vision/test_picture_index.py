@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 from pathlib import Path
 
 import pytest
 
+from fedclip_edge.errors import DataError
 from fedclip_edge.vision import picture_index
 from fedclip_edge.vision.picture_index import RECENT_S, PictureIndex, hash_file
 
@@ -26,7 +28,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 def scan(index: PictureIndex, *paths: Path) -> list[str]:
     found = [index.hash_of(path) for path in paths]
-    index.forget_others()
+    index.keep_only({str(path) for path in paths})
     return found
 
 
@@ -74,7 +76,81 @@ def test_a_file_that_is_gone_is_forgotten(tmp_path: Path, read: list[Path]) -> N
     index = later(one)
     scan(index, one, two)
     scan(index, one)
-    assert set(index._known) == {one}
+    assert set(index._known) == {str(one)}
     two.unlink()
     with pytest.raises(OSError, match="No such file"):
         index.hash_of(two)
+
+
+def opened(file: Path, clock_of: Path) -> PictureIndex:
+    index = PictureIndex(lambda: clock_of.stat().st_ctime + 3600, file)
+    index.open()
+    return index
+
+
+def test_an_unchanged_file_is_not_read_after_a_restart(tmp_path: Path, read: list[Path]) -> None:
+    one, odd = old(tmp_path / "1", b"one"), old(tmp_path / os.fsdecode(b"\xff'2"), b"two")
+    first = opened(tmp_path / "index", one)
+    found = scan(first, one, odd)
+    first.save()
+    first.close()
+    again = opened(tmp_path / "index", one)
+    assert scan(again, one, odd) == found
+    assert again.hashes() == set(found)
+    odd.unlink()
+    scan(again, one)
+    again.save()
+    again.close()
+    assert opened(tmp_path / "index", one).hashes() == {found[0]}
+    assert read == [one, odd]
+
+
+@pytest.mark.parametrize("damage", ["no database", "another version"])
+def test_a_damaged_index_is_made_anew(
+    tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, picture = tmp_path / "index", old(tmp_path / "1", b"one")
+    opened(file, picture).close()
+    if damage == "no database":
+        file.write_bytes(b"something else" * 1000)
+    else:
+        with sqlite3.connect(file) as database:
+            database.execute("PRAGMA user_version = 99")
+        database.close()
+    index = opened(file, picture)
+    assert index.hash_of(picture) == hash_file(picture)
+    index.save()
+    index.close()
+    assert "picture_index_rebuilt" in capsys.readouterr().out
+    assert len(opened(file, picture).hashes()) == 1
+
+
+def test_another_program_s_database_is_left_alone(tmp_path: Path) -> None:
+    file = tmp_path / "index"
+    with sqlite3.connect(file) as database:
+        database.execute("CREATE TABLE other (x)")
+    database.close()
+    before = file.read_bytes()
+    with pytest.raises(DataError, match="is not an index of pictures but another database"):
+        PictureIndex(file=file).open()
+    assert file.read_bytes() == before
+
+
+def test_an_audit_finds_a_change_that_left_no_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = old(tmp_path / "1", b"one"), old(tmp_path / "2", b"two")
+    index = later(one)
+    scan(index, one, two)
+    assert [index.audit() for _ in range(4)] == [None] * 4
+    state = picture_index.state_of(two)
+    two.write_bytes(b"TWO")
+    real = picture_index.state_of
+    monkeypatch.setattr(
+        picture_index, "state_of", lambda path: state if str(path) == str(two) else real(path)
+    )
+    found = [index.audit() for _ in range(2)]
+    assert found == [None, two]
+    assert index.hash_of(two) == hash_file(two)
+    two.unlink()
+    assert [index.audit() for _ in range(4)] == [None] * 4

@@ -1,0 +1,49 @@
+"""The duties of an agent beside its part in a run; they go on while a child process works."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from fedclip_edge.agent.monitor import Monitor
+from fedclip_edge.agent.new_pictures import NewPictures
+from fedclip_edge.agent.session import Session
+from fedclip_edge.pki.expiry import Expiry
+from fedclip_edge.processes.systemd import SYSTEMD
+from fedclip_edge.processes.worker import Worker
+
+
+@dataclass(eq=False)
+class Duties:
+    """The duties of one agent; `look` does those that are due."""
+
+    expiry: Expiry
+    monitor: Monitor | None
+    session: Session | None = None  # None until the agent has connected
+    new_pictures: NewPictures | None = None  # None without a bundle
+    _workers: list[Worker] = field(default_factory=list)
+
+    def watch(self, worker: Worker) -> None:
+        """End this worker when it is idle, and do the duties while it works."""
+        worker.meanwhile = self.look
+        self._workers.append(worker)
+
+    def look(self) -> None:
+        """Do what is due; called many times a second, it takes a few milliseconds at most."""
+        now = time.monotonic()
+        SYSTEMD.turn()
+        for worker in self._workers:
+            worker.rest(now)
+        if self.new_pictures is not None:
+            self.new_pictures.look(self.session, now)
+        if self.session is not None:
+            self.expiry.look(now)
+            if self.monitor is not None:
+                self.monitor.look(self.session, now)
+
+    def end(self) -> None:
+        """End all workers, at once, and answer the events that are open."""
+        if self.new_pictures is not None:
+            self.new_pictures.answering.end(time.monotonic())
+        for worker in self._workers:
+            worker.end()

@@ -1,0 +1,89 @@
+"""The main loop of an agent: it handles messages, does the device's work, and its other duties."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Literal
+
+from fedclip_edge import log
+from fedclip_edge.agent.broker_choice import BrokerChoice
+from fedclip_edge.agent.rescan import Rescan
+from fedclip_edge.agent.session import Session
+from fedclip_edge.errors import RefusedError
+from fedclip_edge.processes.systemd import SYSTEMD
+
+_TICK_S = 0.2
+_EVENTS_AT_ONCE = 256
+Ending = Literal["run", "bundle", "broker"]  # what ended the loop
+
+
+def _nothing() -> None:
+    """There are no other duties."""
+
+
+def loop(
+    session: Session,
+    *,
+    once: bool,
+    rescan: Rescan | None = None,
+    has_other_bundle: Callable[[], bool] = lambda: False,
+    duties: Callable[[], None] = _nothing,
+    choice: BrokerChoice | None = None,
+) -> Ending:
+    """Handle pending events, do one piece of work, and repeat; with `once`, return after one run.
+
+    Returns the reason: that run is over, `has_other_bundle` is true, or the device should
+    use the other address of `choice`.
+
+    Without `once`, a device that the coordinator refuses in its run waits for another run. With
+    `once` that raises RefusedError.
+
+    `duties` is called in each turn. It is what the agent does beside its part in the run, and the
+    caller has it called also while a child process works (`serving.py`).
+
+    Events come first because they may make work unnecessary. At most _EVENTS_AT_ONCE are handled
+    before each piece of work, so that an endless stream of messages cannot block the work.
+    """
+    worked = False
+    while True:
+        event = session.transport.next_event(0 if worked else _TICK_S)
+        handled = 0
+        while event is not None:
+            session.handle_event(event, time.monotonic())
+            handled += 1
+            event = session.transport.next_event(0) if handled < _EVENTS_AT_ONCE else None
+        if rescan is not None:
+            rescan.look(session, time.monotonic())
+        worked = session.act(time.monotonic())
+        if has_other_bundle():
+            session.say_goodbye()
+            return "bundle"
+        if once and session.standby.reason and not session.is_fetching_bundle:
+            raise RefusedError(
+                f"{session.config.id} cannot take part in the run: {session.standby.reason}"
+            )
+        duties()
+        if SYSTEMD.listens:
+            SYSTEMD.status(_status(session))
+        if session.finished:
+            log.event("run_done", refused_messages=session.refused_messages)
+            if once:
+                return "run"
+            session.finished = False
+        if choice is not None and choice.look(session, time.monotonic()):
+            return "broker"
+
+
+def _status(session: Session) -> str:
+    """The device's part in the run, in one line for systemd."""
+    manifest = session.trust.manifest
+    if not session.handshake.is_connected:
+        return "no link to the broker; connects again"
+    if session.standby.reason:
+        return f"takes no part in the run: {session.standby.reason}"
+    if manifest is None or not session.handshake.is_answered:
+        return "waits for the coordinator"
+    if manifest.phase == "done":
+        return f"{manifest.run}: over"
+    return f"{manifest.run}: round {manifest.exchange.number} ({manifest.phase})"

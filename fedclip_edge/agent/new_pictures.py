@@ -1,0 +1,61 @@
+"""The way of a new picture from the folder to its answer.
+
+The folder watch reports it, the encoder process computes its feature, and it is answered. This also
+happens while a round trains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedclip_edge import log
+from fedclip_edge.agent.answering import Answering
+from fedclip_edge.agent.encoder_process import EncoderProcess
+from fedclip_edge.agent.folder_watch import FolderWatch
+from fedclip_edge.agent.session import Session
+from fedclip_edge.records import F32
+from fedclip_edge.vision.cache import FeatureCache
+from fedclip_edge.vision.datasets import Picture
+
+
+@dataclass(eq=False)
+class NewPictures:
+    """The new pictures of one device with one bundle."""
+
+    watch: FolderWatch
+    answering: Answering
+
+    def look(self, session: Session | None, now: float) -> None:
+        """Answer the pictures that came since the last call; `now` is monotonic, in seconds.
+
+        It may be called again while it waits for features. Raises DiskError if a file in state_dir
+        cannot be written, and the errors of `Answering.look`.
+        """
+        self.answering.add(self.watch.changes(now).new)
+        self.answering.look(session, now)
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedFeatures:
+    """Features by picture hash, from the encoder process through the cache of the device."""
+
+    encoder: EncoderProcess
+    cache: Path
+    feature_key: str
+
+    def __call__(self, pictures: Sequence[Picture]) -> Mapping[str, F32] | None:
+        """Return raw features float32 (D,); None while the encoder process has another request.
+
+        Pictures that cannot be decoded are logged and left out. Raises the errors of
+        `EncoderProcess.encode`.
+        """
+        if self.encoder.worker.is_busy:
+            return None
+        skipped = self.encoder.encode(pictures).skipped
+        for one in pictures:
+            if one.hash in skipped:
+                log.event("picture_skipped", picture=one.path, reason=skipped[one.hash])
+        with FeatureCache(self.cache) as cache:
+            return cache.get([one.hash for one in pictures], self.feature_key)

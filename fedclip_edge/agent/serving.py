@@ -1,0 +1,205 @@
+"""The agent with one bundle: it has the pictures encoded, connects, and takes part in runs.
+
+Encoding and training happen in child processes (`encoder_process.py`, `trainer_process.py`). While
+one of them works, this process goes on with its other duties.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedclip_edge import log
+from fedclip_edge.agent.answering import Outlets, start_answering
+from fedclip_edge.agent.broker_choice import BrokerChoice
+from fedclip_edge.agent.bundle_download import BundleDownload
+from fedclip_edge.agent.bundle_store import BundleStore
+from fedclip_edge.agent.bundle_trial import Trial, start_trial
+from fedclip_edge.agent.duties import Duties
+from fedclip_edge.agent.encoder_process import EncoderProcess
+from fedclip_edge.agent.encoding_link import EncodingLink
+from fedclip_edge.agent.features import CACHE, prepare_pictures
+from fedclip_edge.agent.folder_watch import FolderWatch
+from fedclip_edge.agent.loop import loop
+from fedclip_edge.agent.monitor import Monitor
+from fedclip_edge.agent.new_pictures import EncodedFeatures, NewPictures
+from fedclip_edge.agent.no_bundle import NoBundle
+from fedclip_edge.agent.publisher import retained, will
+from fedclip_edge.agent.rescan import Rescan, watched
+from fedclip_edge.agent.session import Session, start_session
+from fedclip_edge.agent.state_db import StateDb
+from fedclip_edge.agent.trainer import LocalTrainer
+from fedclip_edge.agent.trainer_process import TrainerProcess
+from fedclip_edge.config.agent import AgentConfig
+from fedclip_edge.errors import ConfigError, LinkError
+from fedclip_edge.pki.expiry import Expiry
+from fedclip_edge.processes.children import Children
+from fedclip_edge.processes.systemd import SYSTEMD
+from fedclip_edge.protocol.signing import Identity
+from fedclip_edge.protocol.topics import Topics
+from fedclip_edge.transport.base import Connected, Disconnected, Traffic, device_client
+from fedclip_edge.transport.mqtt import PahoTransport
+from fedclip_edge.vision.bundle import Bundle, key_of
+from fedclip_edge.vision.datasets import Picture
+from fedclip_edge.vision.embedding import Progress
+
+
+@dataclass(frozen=True, eq=False)
+class Box:
+    """A device's parts that stay the same when it gets another bundle."""
+
+    config: AgentConfig
+    identity: Identity
+    state_db: StateDb
+    store: BundleStore
+    children: Children
+    monitor: Monitor | None
+    choice: BrokerChoice
+    outlets: Outlets
+
+
+def serve(
+    box: Box, bundle: Bundle | None, chosen_at: int, once: bool, progress: Progress | None
+) -> bool:
+    """Run the device with this bundle; False if it is to go on with another one.
+
+    `chosen_at` is the time of the last change of the bundle in use, in nanoseconds. Without a
+    bundle, the device takes part in no run and only fetches one.
+    """
+    config, incarnation = box.config, secrets.token_hex(8)
+
+    def new_link() -> EncodingLink:
+        return EncodingLink(
+            lambda topics: PahoTransport(
+                box.choice.current,
+                device_client(config.fleet, config.id, incarnation),
+                topics,
+                will(config, box.identity, incarnation),
+            ),
+            functools.partial(retained, config, box.identity),
+            incarnation,
+        )
+
+    renew = f"run `fedclip-edge renew {config.id}`, copy its file here and restart the agent"
+    duties = Duties(Expiry(config.broker.certificate, renew), box.monitor)
+    early = new_link()
+    parts = contextlib.ExitStack()
+    try:
+        SYSTEMD.ready()  # encoding may take hours
+        trainer = rescan = None
+        if bundle is not None:
+            listeners = [early.tell, progress, None if box.monitor is None else box.monitor.tell]
+            watch = parts.enter_context(watched(config, bundle))
+            trainer, rescan = _prepare(box, bundle, watch, duties, _each(listeners))
+        attempts, has_connected = 0, False  # attempts in a row that failed
+        while True:
+            try:
+                link = early.connect(Topics(config.fleet).for_device(config.id))
+            except (LinkError, ConfigError) as error:
+                attempts += 1
+                box.choice.note_failure(time.monotonic())
+                if (not has_connected and attempts == 2) or not box.choice.switch(str(error)):
+                    raise
+                SYSTEMD.turn()
+                early = new_link()
+                continue
+            attempts, has_connected = 0, True
+            if trainer is not None:
+                trainer.traffic = link.traffic
+            session = start_session(
+                config=config,
+                incarnation=incarnation,
+                encoder_id="" if bundle is None else bundle.manifest.encoder_id,
+                classes_digest="" if bundle is None else bundle.classes.digest,
+                class_names=() if bundle is None else bundle.classes.names,
+                learner=trainer or NoBundle(config),
+                identity=box.identity,
+                transport=link,
+                state_db=box.state_db,
+                bundles=_bundle_download(box),
+            )
+            if not isinstance(early.last_event, Disconnected):
+                broker = f"{box.choice.current.host}:{box.choice.current.port}"
+                log.event("connected", broker=broker, id=config.id)
+            if isinstance(early.last_event, Connected):
+                session.handle_event(early.last_event, time.monotonic())
+            duties.session = session
+            ending = loop(
+                session,
+                once=once,
+                rescan=rescan,
+                has_other_bundle=functools.partial(
+                    _has_other_bundle, session, box.store, chosen_at
+                ),
+                duties=duties.look,
+                choice=box.choice,
+            )
+            if ending != "broker":
+                return ending == "run"
+            early.close()
+            box.choice.switch("the broker moved, or cannot be reached here")
+            early = new_link()
+    finally:
+        duties.end()
+        parts.close()
+        early.close()
+
+
+def _prepare(
+    box: Box, bundle: Bundle, watch: FolderWatch, duties: Duties, progress: Progress
+) -> tuple[LocalTrainer, Rescan]:
+    """Have the device's pictures encoded; return the learner, and the rescans of the folder."""
+    config, cache = box.config, box.config.state_dir / CACHE
+    encoder = EncoderProcess(box.children, bundle, config.encoder, cache)
+    encoder.between = duties.look
+    duties.watch(encoder.worker)
+    features = EncodedFeatures(encoder, cache, key_of(bundle, config.encoder))
+    duties.new_pictures = NewPictures(
+        watch, start_answering(config, bundle, box.outlets, features, _no_event)
+    )
+    data = prepare_pictures(config, bundle, encoder.encode, progress, watch.index)
+    work = TrainerProcess(box.children, config, bundle, data.sides)
+    duties.watch(work.worker)
+    trainer = LocalTrainer(config, bundle.classes, bundle.manifest.dim, data, _no_traffic, work)
+    return trainer, Rescan(config, bundle, encoder.encode, trainer, watch, time.monotonic())
+
+
+def _no_event(_picture: Picture) -> str:
+    """The picture belongs to no event."""
+    return ""
+
+
+def _has_other_bundle(session: Session, store: BundleStore, chosen_at: int) -> bool:
+    """True if another bundle was fetched, or chosen by `bundle rollback`."""
+    return session.has_other_bundle or store.changed_at() != chosen_at
+
+
+def _no_traffic() -> Traffic | None:
+    """There is no link yet."""
+    return None
+
+
+def _bundle_download(box: Box) -> BundleDownload | None:
+    """The download of bundles; None if no export key is known."""
+    config = box.config
+    if not config.export_key:
+        return None
+
+    def try_out(folder: Path) -> Trial:
+        return start_trial(box.children, folder, config.encoder)
+
+    return BundleDownload(box.store, config.export_key, try_out)
+
+
+def _each(listeners: Sequence[Progress | None]) -> Progress:
+    def tell(done: int, total: int) -> None:
+        for listener in listeners:
+            if listener is not None:
+                listener(done, total)
+
+    return tell

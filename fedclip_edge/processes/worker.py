@@ -1,0 +1,257 @@
+"""A child process that answers requests, and ends when it has had none for a while.
+
+Its memory, and the libraries that only its work needs, are there only while it works.
+
+Laws:
+- The child starts with the first request. It does one request after the other.
+- An error of the child's work is raised in the parent as the same class with the same message.
+- If the child dies, the work is tried once more by a new child; then `ask` raises WorkerError.
+- After an interrupt, and after a request that took too long, the child is ended.
+- The child's log lines are written by the parent, in order.
+- The child never outlives its parent (`children.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any
+
+from fedclip_edge import log
+from fedclip_edge.errors import WorkerError
+from fedclip_edge.processes.children import Children
+
+IDLE_S = 60.0
+_LOOKS_S = 0.05  # between two calls of `meanwhile`
+_ENDS_IN_S = 2.0  # from SIGTERM, which the child does not catch, to SIGKILL
+_ADVICE = (
+    "often a machine has too little memory: stop other programs, or raise the memory limit of the "
+    "service; standard error may say more"
+)
+
+
+def _nothing() -> None:
+    """There is nothing else to do."""
+
+
+@dataclass(eq=False)
+class Worker:
+    """A child process that works on an object, which it makes when it starts.
+
+    `target` is the object's class as "module:name", called with what `arguments` returns, at each
+    start. Arguments, requests and answers are pickled. `meanwhile` is called at least ten times a
+    second while the parent waits; it must not use this worker. Use it in one thread only.
+    """
+
+    children: Children
+    name: str  # in log lines and errors, such as "encoder"
+    target: str
+    arguments: Callable[[], tuple[Any, ...]]
+    idle_s: float = IDLE_S
+    nice: int = 0  # added to the child's niceness: more is a lower priority
+    meanwhile: Callable[[], None] = _nothing
+    is_busy: bool = field(default=False, init=False)
+    _child: _Child | None = field(default=None, init=False)
+    _used_at: float = field(default=0.0, init=False)
+
+    @property
+    def is_running(self) -> bool:
+        """True if there is a child."""
+        return self._child is not None
+
+    @property
+    def pid(self) -> int | None:
+        """The process id of the child; None if there is none."""
+        return None if self._child is None else self._child.process.pid
+
+    def ask(
+        self,
+        method: str,
+        *arguments: Any,
+        progress: Callable[..., None] | None = None,
+        deadline_s: float | None = None,
+    ) -> Any:
+        """Call a method of the child's object, and return what it returns.
+
+        With `progress`, the method gets a function of the same name; the parent calls `progress`
+        with what the child calls it with.
+
+        Raises the errors of the method and of the object's class. Raises WorkerError if the child
+        died twice, or did not answer within `deadline_s` seconds. Raises RuntimeError while the
+        worker is busy.
+        """
+        if self.is_busy:
+            raise RuntimeError(f"the {self.name} process already has a request")
+        ends_at = None if deadline_s is None else time.monotonic() + deadline_s
+        self.is_busy = True
+        try:
+            try:
+                return self._tried(method, arguments, progress, ends_at)
+            except _DiedError as died:
+                log.event("worker_died", worker=self.name, reason=died.reason)
+            try:
+                return self._tried(method, arguments, progress, ends_at)
+            except _DiedError as died:
+                raise WorkerError(
+                    f"the {self.name} process {died.reason}, twice in a row; {_ADVICE}"
+                ) from None
+        finally:
+            self.is_busy = False
+            self._used_at = time.monotonic()
+
+    def rest(self, now: float) -> None:
+        """End the child if it has had no request for `idle_s` seconds; `now` is monotonic.
+
+        The parent's main loop calls it. It also takes away what is left of a child that has died.
+        """
+        if self._child is None or self.is_busy:
+            return
+        if now - self._used_at >= self.idle_s or self._child.process.poll() is not None:
+            self.end()
+
+    def end(self) -> None:
+        """End the child if there is one, at once."""
+        if self._child is not None:
+            child, self._child = self._child, None
+            child.connection.close()
+            self.children.end(child.process)
+
+    def _tried(
+        self,
+        method: str,
+        arguments: tuple[Any, ...],
+        progress: Callable[..., None] | None,
+        ends_at: float | None,
+    ) -> Any:
+        try:
+            if self._child is not None and self._child.process.poll() is not None:
+                self.end()  # it died while it had nothing to do
+            if self._child is None:
+                self._child = self._started()
+                self._wait(self._child, "up", None, ends_at)
+                self._child.send((self.target, self.arguments()))
+                self._wait(self._child, "ready", None, ends_at)
+            self._child.send((method, arguments, progress is not None))
+            return self._wait(self._child, "answer", progress, ends_at)
+        except _WorkError as failed:
+            if not failed.child_goes_on:
+                self.end()
+            raise failed.error from _InChildError(failed.trace)
+        except BaseException:
+            self.end()  # its answer would be taken for that of the next request
+            raise
+
+    def _started(self) -> _Child:
+        ours, its = socket.socketpair()
+        with ours, its:
+            words = [sys.executable, "-m", "fedclip_edge.processes.worker_child"]
+            process = self.children.start(
+                [*words, str(its.fileno()), str(self.nice)],
+                None,
+                ends_in_s=_ENDS_IN_S,
+                keeps=[its.fileno()],
+            )
+            return _Child(process, Connection(ours.detach()))
+
+    def _wait(
+        self,
+        child: _Child,
+        kind: str,
+        progress: Callable[..., None] | None,
+        ends_at: float | None,
+    ) -> Any:
+        """Wait for a message of this kind, and return its content."""
+        while True:
+            self.meanwhile()
+            if ends_at is not None and time.monotonic() >= ends_at:
+                raise WorkerError(f"the {self.name} process took too long and was ended; {_ADVICE}")
+            message = child.receive(_LOOKS_S)
+            if message is None:
+                continue
+            got, *content = message
+            if got == kind:
+                return content[0] if content else None
+            if got == "event":
+                log.forward(*content)
+            elif got == "progress" and progress is not None:
+                progress(*content)
+            elif got == "error":
+                raise _WorkError(*content, child_goes_on=kind == "answer")
+            elif got == "no_memory":
+                raise _DiedError(f"ran out of memory ({content[0]})")
+
+
+@dataclass(frozen=True, eq=False)
+class _Child:
+    process: subprocess.Popen[str]
+    connection: Connection
+
+    def send(self, message: Any) -> None:
+        data = pickle.dumps(message, protocol=5)
+        with self._died():
+            self.connection.send_bytes(data)
+
+    def receive(self, timeout_s: float) -> Any:
+        """The child's next message; None if there is none within `timeout_s`."""
+        with self._died():
+            if not self.connection.poll(timeout_s):
+                return None
+            data = self.connection.recv_bytes()
+        return pickle.loads(data)  # noqa: S301 - our own child
+
+    @contextlib.contextmanager
+    def _died(self) -> Iterator[None]:
+        """Turn the end of the connection into _DiedError, with what became of the child."""
+        try:
+            yield
+        except (EOFError, ConnectionError) as error:
+            raise _DiedError(_what_happened(_code_of(self.process))) from error
+
+
+class _DiedError(Exception):
+    """The child died before it answered."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class _WorkError(Exception):
+    """The child's work raised `error`."""
+
+    def __init__(self, error: Exception, trace: str, *, child_goes_on: bool) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.trace = trace
+        self.child_goes_on = child_goes_on
+
+
+class _InChildError(Exception):
+    """The cause of an error of the child's work: where in the child it was raised."""
+
+    def __str__(self) -> str:
+        return f"in a child process:\n{self.args[0]}"
+
+
+def _code_of(process: subprocess.Popen[str]) -> int | None:
+    """The exit code of a child that has closed its connection; None if it still runs."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        return process.wait(_ENDS_IN_S)
+    return None
+
+
+def _what_happened(code: int | None) -> str:
+    if code is None:
+        return "closed its connection"
+    if code >= 0:
+        return f"ended with code {code}"
+    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+    return f"was killed by {name}"
