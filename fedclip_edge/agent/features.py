@@ -6,6 +6,7 @@ cache. The process that trains reads them (`read_features`).
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -14,14 +15,18 @@ import numpy as np
 
 from fedclip_edge import log
 from fedclip_edge.agent.encoding import Encode, Encoded
+from fedclip_edge.agent.grouping import groups_of, warn_of_near_copies
+from fedclip_edge.agent.label_store import labels_in
 from fedclip_edge.config.agent import AgentConfig
 from fedclip_edge.errors import DataError
 from fedclip_edge.processes.systemd import SYSTEMD
 from fedclip_edge.records import I64, Features
 from fedclip_edge.vision.bundle import Bundle, key_of
 from fedclip_edge.vision.cache import FeatureCache
-from fedclip_edge.vision.datasets import Picture, Split, read_folder, split
+from fedclip_edge.vision.datasets import Picture, Split, split
+from fedclip_edge.vision.device_pictures import read_device
 from fedclip_edge.vision.embedding import Progress, embed_pictures
+from fedclip_edge.vision.labels import Labels
 from fedclip_edge.vision.lazy_encoder import LazyEncoder
 from fedclip_edge.vision.picture_files import LeftOut, Skipped, examples
 from fedclip_edge.vision.picture_index import PictureIndex
@@ -85,11 +90,13 @@ def prepare_pictures(
     role of the device has no pictures; errors of `encode` are passed on.
     """
     index = index or PictureIndex()
-    dataset = read_folder(config.data.folder, bundle.classes.names, index.hash_of)
+    inbox = None if config.inbox is None else config.inbox.folder
+    labels = labels_for(config, bundle.classes.names)
+    dataset = read_device(labels, inbox, index.hash_of)
     index.save()
     if before is not None and dataset.pictures == before.found:
         return before
-    its_split = split(dataset, config.data)
+    its_split = split(dataset, config.data, groups_of(config.data, dataset, index))
     wanted = Sides(
         its_split.train if "train" in config.roles else (),
         its_split.validation,
@@ -112,6 +119,8 @@ def prepare_pictures(
         skipped=tuple(Skipped(picture.path, made.skipped[picture.hash]) for picture in broken)
     )
     _log_left_out(config, left_out, its_split)
+    for entry, more in _examples(labels.overruled):
+        log.event("labels_disagree", picture=entry.path, reason=entry.reason, more=more)
     _check_roles(config, sides)
     log.event(
         "features_ready",
@@ -121,6 +130,7 @@ def prepare_pictures(
         cached=len(distinct) - len(missing),
         damaged=damaged or None,
         skipped=len(left_out.skipped),
+        unlabelled=len({picture.hash for picture in dataset.unlabelled}) or None,
         seconds=encode_s,
         provider=config.encoder.provider,
     )
@@ -130,6 +140,16 @@ def prepare_pictures(
         skipped=len(left_out.skipped),
         encode_s=encode_s,
         found=dataset.pictures,
+    )
+
+
+def labels_for(config: AgentConfig, classes: Sequence[str]) -> Labels:
+    """The labels of the device's pictures."""
+    return Labels(
+        config.data.folder,
+        classes,
+        config.data.labels,
+        functools.partial(labels_in, config.state_dir),
     )
 
 
@@ -154,6 +174,8 @@ def read_features(config: AgentConfig, bundle: Bundle, sides: Sides) -> DeviceFe
             encoder_id = bundle.manifest.encoder_id
             found[side] = Features(embedded.vectors, embedded.labels, encoder_id)
             pictures[side] = embedded.pictures
+    if config.data.group_by == "none":
+        warn_of_near_copies(found["train"].vectors, found["test"].vectors)
     return DeviceFeatures(**found, test_pictures=pictures["test"])
 
 

@@ -27,7 +27,8 @@ from fedclip_edge import log
 from fedclip_edge.agent.file_events import FileEvents
 from fedclip_edge.agent.folder_guard import FolderGuard
 from fedclip_edge.vision.completeness import is_complete
-from fedclip_edge.vision.datasets import UNLABELLED, Picture
+from fedclip_edge.vision.datasets import Picture
+from fedclip_edge.vision.labels import UNLABELLED
 from fedclip_edge.vision.picture_files import find_pictures, is_ignored, is_picture
 from fedclip_edge.vision.picture_index import FileState, PictureIndex, state_of
 

@@ -5,6 +5,7 @@ The dataclasses raise ValueError for a value out of range; `load_agent` raises C
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -19,19 +20,39 @@ from fedclip_edge.records import COORDINATOR, Role, check_domain, check_id, chec
 class DataConfig:
     """Folder of a device's labelled pictures, and the shares of its split.
 
-    The hash of a file decides its side: training, validation or test.
+    The hash of a file decides its side: training, validation or test. With `group_by`, the group
+    of a picture decides, so that pictures of one event are on one side.
     """
 
     folder: Path  # folder of the pictures, with one subfolder for each class
     train: float = 0.6  # share of the pictures used for training
     validation: float = 0.2  # share of the pictures used to choose between models
     test: float = 0.2  # share of the pictures used to measure accuracy
+    labels: Path | None = None  # manifest of labels: CSV or JSON lines
+    group_by: Literal["none", "folder", "prefix", "seconds"] = "none"  # pictures of one event
+    group_pattern: str = r"(.*)[_-]"  # the first group in the name of a file is its prefix
+    group_seconds: float = 10.0  # pictures that are not further apart are of one event
 
     def __post_init__(self) -> None:
         shares = (self.train, self.validation, self.test)
         require(
             min(shares) >= 0 and abs(sum(shares) - 1) < 1e-6,
             f"train, validation, test: expected shares of 0 or more that add up to 1, got {shares}",
+        )
+        require(
+            0 < self.group_seconds <= 86400,
+            f"group_seconds: expected more than 0 and at most 86400, got {self.group_seconds}",
+        )
+        try:
+            groups = re.compile(self.group_pattern).groups
+        except re.error as error:
+            raise ValueError(
+                f"group_pattern: {self.group_pattern!r} is not a regular expression: {error}"
+            ) from None
+        require(
+            groups > 0,
+            f"group_pattern: {self.group_pattern!r} has no group in brackets; put the part of the "
+            "name that pictures of one event share into (...)",
         )
 
 

@@ -6,13 +6,13 @@ listed, and named with the nearest class.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedclip_edge.errors import DataError
 from fedclip_edge.records import normalized_name
+from fedclip_edge.vision.labels import nearest
 from fedclip_edge.vision.picture_files import (
     Identity,
     LeftOut,
@@ -32,6 +32,8 @@ class ClassFolders:
 
     found: tuple[tuple[int, Path], ...]  # label and folder, ordered by label, then by name
     left_out: LeftOut
+    unknown: tuple[Path, ...] = ()  # the other folders, also in `left_out`
+    pictures: tuple[Path, ...] = ()  # beside the folders, also in `left_out`
 
 
 @dataclass(frozen=True)
@@ -49,20 +51,25 @@ def find_class_folders(folder: Path, classes: Sequence[str]) -> ClassFolders:
     Names are compared in Unicode form NFC. Raises DataError if `folder` is missing, unreadable or
     empty, or has no class folder; the message names the nearest class.
     """
+    found = list_class_folders(folder, classes)
+    if not found.found:
+        if found.left_out == LeftOut():
+            raise DataError(f"{folder} is empty; put the pictures into {_expected(classes)}")
+        raise DataError(_no_class_folder(folder, classes, found))
+    return found
+
+
+def list_class_folders(folder: Path, classes: Sequence[str]) -> ClassFolders:
+    """Do the same, but return an empty list if `folder` is empty or has no class folder."""
     labels = labels_of(classes)
-    expected = f"one folder for each class: {', '.join(classes)}"
-    listing = _list(folder, labels, expected)
-    if listing == Listing():
-        raise DataError(f"{folder} is empty; put the pictures into {expected}")
+    listing = _list(folder, labels, _expected(classes))
     named = [(labels.get(normalized_name(entry.name)), entry) for entry in listing.all_folders()]
     unknown = [entry for label, entry in named if label is None]
     found = sorted((label, entry) for label, entry in named if label is not None)
     left_out = _beside(listing, "it is not in a class folder") + LeftOut(
         unused=tuple(Skipped(entry, _unknown(entry, classes)) for entry in unknown)
     )
-    if not found:
-        raise DataError(_no_class_folder(folder, classes, labels, unknown, left_out))
-    return ClassFolders(tuple(found), left_out)
+    return ClassFolders(tuple(found), left_out, tuple(unknown), listing.pictures)
 
 
 def find_domains(folder: Path, classes: Sequence[str]) -> DomainFolders:
@@ -123,7 +130,7 @@ def _class_folders(listing: Listing, labels: Mapping[str, int]) -> list[Path]:
 
 
 def _unknown(entry: Path, classes: Sequence[str]) -> str:
-    near = _nearest(entry, classes)
+    near = nearest(entry.name, classes)
     hint = f"; did you mean {near!r}?" if near else ""
     try:
         count = len(list_folder(entry, {}).pictures)
@@ -133,13 +140,12 @@ def _unknown(entry: Path, classes: Sequence[str]) -> str:
     return f"it is not named after a class of the bundle{hint}{pictures}"
 
 
-def _no_class_folder(
-    folder: Path,
-    classes: Sequence[str],
-    labels: Mapping[str, int],
-    unknown: Sequence[Path],
-    left_out: LeftOut,
-) -> str:
+def _expected(classes: Sequence[str]) -> str:
+    return f"one folder for each class: {', '.join(classes)}"
+
+
+def _no_class_folder(folder: Path, classes: Sequence[str], found: ClassFolders) -> str:
+    labels, unknown, left_out = labels_of(classes), found.unknown, found.left_out
     for entry in unknown:
         try:
             inside = _class_folders(list_folder(entry, labels), labels)
@@ -153,8 +159,8 @@ def _no_class_folder(
             )
     if unknown:
         # The one that most probably is a mistake in spelling.
-        entry = next((one for one in unknown if _nearest(one, classes)), unknown[0])
-        near = _nearest(entry, classes)
+        entry = next((one for one in unknown if nearest(one.name, classes)), unknown[0])
+        near = nearest(entry.name, classes)
         hint = f"did you mean {near!r}? Rename" if near else "rename"
         more = f", nor is any other folder in {folder}" if len(unknown) > 1 else ""
         return (
@@ -165,9 +171,3 @@ def _no_class_folder(
         f"{folder} has no class folder; put the pictures into one folder for each class: "
         f"{', '.join(classes)}{left_out.reasons()}"
     )
-
-
-def _nearest(entry: Path, classes: Sequence[str]) -> str | None:
-    names = {normalized_name(name).casefold(): name for name in classes}
-    name = normalized_name(entry.name).casefold()
-    return next((names[near] for near in difflib.get_close_matches(name, names, 1, 0.5)), None)

@@ -2,8 +2,9 @@
 
 Laws:
 
-- The side of a picture (train, validation, test) depends only on its bytes and the shares. So it is
-  the same across restarts, devices and file names, and exact copies are on the same side.
+- The side of a picture (train, validation, test) depends only on its bytes and the shares, or on its
+  group's key and the shares. So it is the same across restarts, devices and file names, and exact
+  copies are on the same side.
 - Everything that is not used is listed, by the rules of picture_files.py. It is an error only if
   no class folder has a readable picture.
 """
@@ -11,13 +12,13 @@ Laws:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedclip_edge.config.agent import DataConfig
 from fedclip_edge.errors import DataError
-from fedclip_edge.vision.class_folders import find_class_folders
+from fedclip_edge.vision.class_folders import ClassFolders, find_class_folders
 from fedclip_edge.vision.picture_files import (
     EXTENSIONS,
     LeftOut,
@@ -27,15 +28,13 @@ from fedclip_edge.vision.picture_files import (
 )
 from fedclip_edge.vision.picture_index import hash_file
 
-UNLABELLED = -1  # the label of a picture without one
-
 
 @dataclass(frozen=True)
 class Picture:
     """One file; two files with the same bytes have the same hash."""
 
     path: Path
-    label: int  # index into the class names, or UNLABELLED
+    label: int  # index into the class names, or UNLABELLED (labels.py)
     hash: str
 
 
@@ -47,6 +46,7 @@ class Dataset:
     classes: tuple[str, ...]  # C of them; the order is the label
     pictures: tuple[Picture, ...]
     left_out: LeftOut
+    unlabelled: tuple[Picture, ...] = ()  # only of a device's folders, in the order of the search
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,22 @@ def read_folder(
     Raises DataError if the folder is missing or unreadable, or if no class folder has a readable
     picture. If no folder is named after a class, the message names the nearest class.
     """
-    class_folders = find_class_folders(folder, classes)
+    dataset = read_class_folders(folder, classes, find_class_folders(folder, classes), hash_of)
+    if not dataset.pictures:
+        raise DataError(
+            f"no class folder in {folder} has a readable picture{dataset.left_out.reasons()}; add "
+            "pictures or repair what is skipped, then start again"
+        )
+    return dataset
+
+
+def read_class_folders(
+    folder: Path,
+    classes: Sequence[str],
+    class_folders: ClassFolders,
+    hash_of: Callable[[Path], str],
+) -> Dataset:
+    """Do the same for the class folders that were found in `folder`, which may have no picture."""
     left_out = class_folders.left_out
     pictures: list[Picture] = []
     skipped: list[Skipped] = []
@@ -90,22 +105,18 @@ def read_folder(
             except OSError as error:
                 skipped.append(Skipped(path, unreadable(error)))
     left_out += LeftOut(skipped=tuple(skipped), unused=tuple(empty))
-    if not pictures:
-        raise DataError(
-            f"no class folder in {folder} has a readable picture{left_out.reasons()}; add pictures "
-            "or repair what is skipped, then start again"
-        )
     return Dataset(folder, tuple(classes), tuple(pictures), left_out)
 
 
-def split(dataset: Dataset, shares: DataConfig) -> Split:
-    """Assign every picture to the side that `side_of` gives for its hash.
+def split(dataset: Dataset, shares: DataConfig, groups: Mapping[str, str] | None = None) -> Split:
+    """Assign every picture to the side that `side_of` gives for its hash, or its group's key.
 
-    The sizes of the sides are close to the shares, not equal to them.
+    `groups` has the keys by picture hash (groups.py). The sizes of the sides are close to the shares, not equal to them.
     """
     sides: dict[str, list[Picture]] = {"train": [], "validation": [], "test": []}
     for picture in dataset.pictures:
-        sides[side_of(picture.hash, shares)].append(picture)
+        key = picture.hash if groups is None else groups[picture.hash]
+        sides[side_of(key, shares)].append(picture)
     tested = {picture.label for picture in sides["test"]}
     present = {picture.label for picture in dataset.pictures}
     return Split(

@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,7 +42,8 @@ _SCHEMA = Schema(
     table="file",
     script="CREATE TABLE file (path BLOB PRIMARY KEY, size INTEGER NOT NULL, mtime_ns INTEGER "
     "NOT NULL, ctime_ns INTEGER NOT NULL, inode TEXT NOT NULL, hash TEXT NOT NULL, "
-    "read_s INTEGER NOT NULL) WITHOUT ROWID;",
+    "read_s INTEGER NOT NULL) WITHOUT ROWID; CREATE TABLE event (picture TEXT PRIMARY KEY, "
+    "taken_s REAL NOT NULL, key TEXT NOT NULL) WITHOUT ROWID;",
 )
 
 
@@ -62,6 +63,13 @@ class _Known(NamedTuple):
     state: FileState
     hash: str
     read_s: int  # Unix time of the last reading
+
+
+class Event(NamedTuple):
+    """The event of a picture, for `group_by = "seconds"`."""
+
+    taken_s: float  # Unix time
+    key: str  # of its group, in hex digits
 
 
 def hash_file(path: Path) -> str:
@@ -84,6 +92,7 @@ class PictureIndex:
 
     clock: Callable[[], float] = time.time
     file: Path | None = None
+    events: Mapping[str, Event] = field(default_factory=dict)  # by picture hash
     _known: dict[str, _Known] = field(default_factory=dict)
     _unsaved: set[str] = field(default_factory=set)
     _to_audit: deque[str] = field(default_factory=deque)
@@ -153,6 +162,20 @@ class PictureIndex:
             )
         self._unsaved.clear()
 
+    def keep_events(self, events: Mapping[str, Event]) -> None:
+        """Replace `events`, also on disk; raises DiskError."""
+        if self._db is not None:
+            gone = [(picture,) for picture in self.events if picture not in events]
+            changed = [
+                (picture, *event)
+                for picture, event in events.items()
+                if self.events.get(picture) != event
+            ]
+            with errors_as(self._refused), self._db:
+                self._db.executemany("DELETE FROM event WHERE picture = ?", gone)
+                self._db.executemany("INSERT OR REPLACE INTO event VALUES (?, ?, ?)", changed)
+        self.events = dict(events)
+
     def audit(self) -> Path | None:
         """Read the one file again that was not read for the longest time.
 
@@ -199,6 +222,10 @@ class PictureIndex:
                     for path, size, mtime_ns, ctime_ns, inode, found, read_s in self._db.execute(
                         "SELECT * FROM file"
                     )
+                }
+                self.events = {
+                    picture: Event(taken_s, key)
+                    for picture, taken_s, key in self._db.execute("SELECT * FROM event")
                 }
         except OtherDatabaseError:
             raise DataError(

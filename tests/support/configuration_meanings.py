@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fedclip_edge.config.agent import AgentConfig, DataConfig, EncoderConfig
+from fedclip_edge.config.agent import AgentConfig, DataConfig, EncoderConfig, InboxConfig
 from fedclip_edge.config.answers import AnswersBroker, AnswersConfig
 from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.config.fleet import FleetConfig, MetricsEndpoint, RunRules, RunSchedule, Trainer
@@ -142,6 +142,19 @@ MEANINGS: Mapping[type[Any], Mapping[str, str]] = {
         "train": "Share of the pictures to train on.",
         "validation": "Share of the pictures that choose settings and personal models.",
         "test": "Share of the pictures that every model is evaluated on.",
+        "labels": "[Manifest of labels](../how-to/own-pictures.md#labels-without-class-folders): a "
+        "CSV file with the columns `file` and `label`, or JSON lines. Its labels count before those "
+        "of side-cars and class folders.",
+        "group_by": "Pictures of one event are on one side of the split. `folder`: those in one "
+        "sub-folder of a class folder; `prefix`: those whose names begin alike; `seconds`: those "
+        "taken shortly after each other, by EXIF, else by the file's time.",
+        "group_pattern": "Regular expression for `prefix`: its first group, matched at the start of "
+        "the file's name, is the event. The default takes the name up to the last `_` or `-`.",
+        "group_seconds": "For `seconds`: the longest time between two pictures of one event.",
+    },
+    InboxConfig: {
+        "folder": "Folder of unlabelled pictures, with or without sub-folders. They are never "
+        "trained on before they have a label.",
     },
     EncoderConfig: {
         "provider": "Execution provider of ONNX Runtime that runs the encoder. If it is not "
@@ -278,6 +291,8 @@ TABLES: Mapping[str, str] = {
     "metrics": "The coordinator's metrics for Prometheus; see "
     "[Monitoring](../how-to/monitoring.md). Without this table there are none.",
     "data": "The pictures of this device.",
+    "inbox": "Pictures that nobody has labelled yet. Without this table there are none but those that "
+    "lie in the folder of `[data]` without a label.",
     "encoder": "How the encoder runs on this device.",
     "answers": "What the device says about its new pictures; see "
     "[Predictions](../how-to/predictions.md).",

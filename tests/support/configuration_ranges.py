@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fedclip_edge.config.agent import AgentConfig, DataConfig, EncoderConfig
+from fedclip_edge.config.agent import AgentConfig, DataConfig, EncoderConfig, InboxConfig
 from fedclip_edge.config.answers import AnswersBroker, AnswersConfig
 from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.config.fleet import FleetConfig, MetricsEndpoint, RunRules, RunSchedule, Trainer
@@ -181,7 +181,12 @@ RANGES: Mapping[type[Any], Mapping[str, Range]] = {
         "train": numbers(0, 1),
         "validation": numbers(0, 1),
         "test": numbers(0, 1),
+        "labels": PATH,
+        "group_by": CHOICE,
+        "group_pattern": Range("a regular expression with a group", ("(.*)_",), ("(", "a_")),
+        "group_seconds": numbers(0, 86400, above=True),
     },
+    InboxConfig: {"folder": PATH},
     EncoderConfig: {
         "provider": CHOICE,
         "threads": integers(1),

@@ -117,6 +117,21 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "goes on with the pictures that it knows.",
             "Add pictures, or correct what the reason names.",
         ),
+        "labels_disagree": Event(
+            "A picture has two labels. The first in this order counts: a person, the manifest, the "
+            "side-car, the class folder.",
+            "Correct the label that is wrong.",
+        ),
+        "near_copies": Event(
+            "So many test pictures look like a training picture (cosine of the features 0.97 or more) "
+            "that they are probably frames of the same events. The measured accuracy is then too high.",
+            "Set `group_by` under `[data]`.",
+        ),
+        "group_too_large": Event(
+            "One group of `group_by` has more than half of the pictures, so a side of the split may be "
+            "empty.",
+            "Choose another `group_by`, `group_pattern` or `group_seconds`.",
+        ),
         "folder_away": Event(
             "A picture folder is missing, suddenly empty, or on another file system without any of "
             "the known pictures, as if its share was not mounted. Its `pictures` stay in use. Written "
