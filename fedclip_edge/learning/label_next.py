@@ -42,22 +42,22 @@ class Chosen:
 
 
 def label_next(
-    vectors: F32, known: F32, logits: F32, most: int, near: float = NEAR
+    vectors: F32, known: F32, probabilities: F32, most: int, near: float = NEAR
 ) -> list[Chosen]:
     """Choose at most `most` of the unlabelled pictures, the most useful first.
 
     `vectors` are the raw features of the unlabelled pictures, float32 (N, D), `known` those of the
-    labelled ones, float32 (K, D), and `logits` what the model gives the unlabelled ones, float32
-    (N, C). Equal pictures come in their own order. Raises ValueError if the rows do not match.
+    labelled ones, float32 (K, D), and `probabilities` what the model gives the unlabelled ones,
+    float32 (N, C). Equal pictures come in their own order. Raises ValueError if the rows do not match.
     """
-    if len(vectors) != len(logits):
-        raise ValueError(f"{len(vectors)} features, but logits of {len(logits)} pictures")
+    if len(vectors) != len(probabilities):
+        raise ValueError(f"{len(vectors)} features, but probabilities of {len(probabilities)}")
     if not len(vectors):
         return []
-    unit, classes = NUMPY.normalize(vectors), logits.shape[1]
-    two = np.sort(NUMPY.softmax(logits), axis=1)[:, -2:]
+    unit, classes = NUMPY.normalize(vectors), probabilities.shape[1]
+    two = np.sort(probabilities, axis=1)[:, -2:]
     margins = two[:, 1] - two[:, 0]  # (N,)
-    named = logits.argmax(axis=1)  # (N,)
+    named = probabilities.argmax(axis=1)  # (N,)
     nearest = _nearest(unit, NUMPY.normalize(known)) if len(known) else np.full(len(unit), -1.0)
     quota, given = -(-most // classes), np.zeros(classes, np.int64)
     free: NDArray[np.bool_] = nearest < near  # (N,)
