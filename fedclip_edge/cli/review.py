@@ -57,15 +57,19 @@ def review(config: Path, most: int, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({**asdict(found), "folder": str(folder)}, default=str))
         return
-    _show(found, settings.data.folder)
+    bases = [settings.data.folder]
+    if settings.inbox is not None:
+        bases.append(settings.inbox.folder.parent)
+    _show(found, bases)
     click.echo(f"\nall of it is in {folder}")
     if skipped:
         note(f"{len(skipped)} pictures cannot be read; `fedclip-edge agent` names them in its log")
 
 
-def _show(found: Review, folder: Path) -> None:
+def _show(found: Review, bases: Sequence[Path]) -> None:
     def name(path: Path) -> str:
-        return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
+        inside = (path.relative_to(base) for base in bases if path.is_relative_to(base))
+        return str(next(inside, path))
 
     def percent(share: float | None) -> str:
         return "-" if share is None else f"{100 * share:.1f}"
