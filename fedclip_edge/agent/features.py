@@ -118,7 +118,7 @@ def _embed_sides(
                 encoder,
                 cache,
                 bundle.manifest.preprocessing,
-                batch_size=config.encoder.batch_size,
+                config.encoder,
                 progress=overall.tell,
             )
         overall.end()

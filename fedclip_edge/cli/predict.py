@@ -110,7 +110,8 @@ def predict(
     opened = read_bundle(bundle)
     trained = None if model is None else find_model(model, journal, opened)
     asked, left_out = find_pictures(pictures, opened.classes.names)
-    encoder = LazyEncoder(opened, EncoderConfig(provider, threads, engine_dir=engine_dir))
+    config = EncoderConfig(provider, threads, engine_dir=engine_dir)
+    encoder = LazyEncoder(opened, config)
     for caution in bundle_warnings(opened.manifest):
         note(caution)
 
@@ -132,6 +133,7 @@ def predict(
             opened.manifest.preprocessing,
             opened.classes,
             None if trained is None else trained.model,
+            config,
             cache=known,
         )
         for done, result in enumerate(results, start=1):

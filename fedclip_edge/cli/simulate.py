@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -14,6 +13,7 @@ import click
 from fedclip_edge.cli.encoder_options import cache_option, encoder_options
 from fedclip_edge.cli.progress import note, progress_bar
 from fedclip_edge.cli.simulate_progress import Show
+from fedclip_edge.processes.cores import usable_cores
 
 if TYPE_CHECKING:
     from fedclip_edge.simulating.comparison import Choices
@@ -282,7 +282,7 @@ def _hosts(pool: Pool, workers: int | None, address: str | None) -> AbstractCont
         return RayWorkers(pool, address, workers)
     from fedclip_edge.simulating.workers import Workers
 
-    return Workers(pool, workers or len(os.sched_getaffinity(0)))
+    return Workers(pool, workers or usable_cores())
 
 
 def _pool(

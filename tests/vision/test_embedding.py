@@ -60,7 +60,9 @@ class Counting:
 def embed(
     bundle: Bundle, encoder: Encoder, cache: FeatureCache, pictures: Sequence[Picture]
 ) -> Embedded:
-    return embed_pictures(pictures, encoder, cache, bundle.manifest.preprocessing, batch_size=3)
+    return embed_pictures(
+        pictures, encoder, cache, bundle.manifest.preprocessing, EncoderConfig(batch_size=3)
+    )
 
 
 def test_features_are_those_of_each_picture_in_the_order_given(
@@ -135,7 +137,7 @@ def test_unreadable_pictures_are_skipped_counted_and_named(
             encoder,
             cache,
             random_bundle.manifest.preprocessing,
-            batch_size=2,
+            EncoderConfig(batch_size=2),
             progress=lambda a, b: done.append((a, b)),
         )
         assert len(cache) == 9
@@ -181,7 +183,7 @@ def test_a_mistake_while_decoding_is_not_swallowed(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise AssertionError("a bug")
 
     monkeypatch.setattr(embedding, "decode", fail)
@@ -194,7 +196,9 @@ def test_features_of_another_width_in_the_cache(
 ) -> None:
     with FeatureCache(tmp_path / "f.sqlite") as cache:
         cache.put({pictures[0].hash: np.zeros(3, np.float32)}, encoder.feature_key)
-        with pytest.raises(DataError, match=r"features of width \[3, 16\].*delete it"):
+        with pytest.raises(
+            DataError, match=r"of width 3, but the encoder's width is 16; delete it"
+        ):
             embed(random_bundle, encoder, cache, pictures)
         cache.put({"n": np.full(16, np.nan, np.float32)}, encoder.feature_key)
         with pytest.raises(DataError, match="damaged"):
