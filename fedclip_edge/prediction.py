@@ -147,6 +147,8 @@ def predict_pictures(
             if not usable:
                 continue
             vectors = np.stack([features[one.hash] for one in batch if not one.reason])  # (B, D)
+            batch.clear()  # frees the pixels before the next batch is complete
+            pixels.clear()
             found = classify(vectors, classes, model)
             for i, one_asked in enumerate(usable):
                 adapted = None if found.adapted is None else found.adapted[i]

@@ -157,7 +157,7 @@ class FeatureCache:
             self._db.executemany(
                 "INSERT INTO used VALUES (?, ?) ON CONFLICT (block) DO UPDATE "
                 "SET day = excluded.day WHERE used.day < excluded.day",
-                [(number, day) for number in self._candidates(hashes, feature_key)],
+                [(number, day) for number in self._find(hashes, feature_key)],
             )
 
     def trim(self, most_bytes: int) -> int:
@@ -225,25 +225,26 @@ class FeatureCache:
             found[rows[is_new]] = True
         return Rows(vectors, found), damaged
 
-    def _candidates(self, hashes: Sequence[str], key: str) -> list[int]:
+    def _candidates(self, hashes: Sequence[str], key: str) -> Sequence[int]:
         """Numbers of the blocks of this key that can have these pictures."""
         if len(hashes) > _ASKED:
             every = [n for (n,) in self._db.execute("SELECT id FROM block WHERE key = ?", (key,))]
             if len(every) * 4 <= len(hashes):  # then reading all of them takes less time
                 return every
-        numbers: list[int] = []
-        for some in _parts(list(self._find(hashes))):
-            asked = f"SELECT id FROM block WHERE key = ? AND id IN ({_marks(some)})"  # noqa: S608 - only question marks
-            numbers += (number for (number,) in self._db.execute(asked, (key, *some)))
-        return numbers
+        return self._find(hashes, key)
 
-    def _find(self, hashes: Sequence[str]) -> set[int]:
-        """Numbers of the blocks with these pictures, of all keys."""
-        found: set[int] = set()
+    def _find(self, hashes: Sequence[str], key: str | None = None) -> list[int]:
+        """Numbers of the blocks with these pictures, of one key or of all keys."""
+        numbers: set[int] = set()
+        of_key = "" if key is None else "AND (SELECT key FROM block WHERE id = block) = ?"
         for some in _parts(hashes):
-            asked = f"SELECT DISTINCT block FROM feature WHERE picture IN ({_marks(some)})"  # noqa: S608 - only question marks
-            found.update(number for (number,) in self._db.execute(asked, some))
-        return found
+            asked = (
+                "SELECT DISTINCT block FROM feature "  # noqa: S608 - constants and question marks
+                f"WHERE picture IN ({_marks(some)}) {of_key}"
+            )
+            values = some if key is None else (*some, key)
+            numbers.update(number for (number,) in self._db.execute(asked, values))
+        return list(numbers)
 
     def _blocks(self, numbers: Iterable[int]) -> Iterator[tuple[int, Block | None]]:
         """Yield these blocks with their numbers, the oldest first; None for a damaged one."""

@@ -125,6 +125,8 @@ def embed_pictures(
                 rows = [place[picture] for picture in pixels]
                 vectors[rows], found[rows] = fresh, True
             done += len(batch)
+            batch.clear()  # frees the pixels before the next batch is complete
+            pixels.clear()
             if progress:
                 progress(done, len(missing))
     rows_of = np.array([place[picture.hash] for picture in pictures], np.int64)

@@ -178,9 +178,10 @@ RANGES: Mapping[type[Any], Mapping[str, Range]] = {
     },
     EncoderConfig: {
         "provider": CHOICE,
-        "threads": integers(1),
-        "batch_size": integers(1),
+        "threads": integers(0),
+        "batch_size": integers(0),
         "engine_dir": PATH,
+        "fast": TRUTH,
     },
     Plan: {
         "method": METHOD,
