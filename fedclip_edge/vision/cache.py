@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -24,34 +23,13 @@ from typing import TypeVar
 
 import numpy as np
 
-from fedclip_edge.errors import DataError, DiskError
+from fedclip_edge.errors import DataError
 from fedclip_edge.records import BOOL, F32
-from fedclip_edge.storage.sqlite import (
-    Connection,
-    OtherDatabaseError,
-    OtherVersionError,
-    Schema,
-    errors_as,
-    open_database,
-)
+from fedclip_edge.vision.cache_file import errors_of, open_cache_file
 from fedclip_edge.vision.feature_block import Block, unpack
 
 T = TypeVar("T")
 
-_SCHEMA = Schema(
-    version=3,
-    table="feature",
-    # IF NOT EXISTS: several processes may create the same file at once. `feature` only says in
-    # which blocks to look for a picture.
-    script="""
-CREATE TABLE IF NOT EXISTS feature (
-    picture TEXT NOT NULL, block INTEGER NOT NULL, PRIMARY KEY (picture, block)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS block (
-    id INTEGER PRIMARY KEY, key TEXT NOT NULL, pictures TEXT NOT NULL, checksum INTEGER NOT NULL,
-    vectors BLOB NOT NULL);
-CREATE INDEX IF NOT EXISTS block_of_key ON block (key);
-""",
-)
 # Not in the schema: only a cache that several commands share is trimmed, an agent's is not.
 _USED = "CREATE TABLE IF NOT EXISTS used (block INTEGER PRIMARY KEY, day INTEGER NOT NULL)"
 _ASKED = 500  # old versions of SQLite allow 999 variables in one statement
@@ -84,7 +62,7 @@ class FeatureCache:
         """
         self.path = path
         self.damaged = 0  # features that were deleted because their block was damaged
-        self._db = _open(path)
+        self._db = open_cache_file(path)
 
     def read(self, hashes: Sequence[str], feature_key: str) -> Rows:
         """Return the cached raw features of these distinct picture hashes as one array.
@@ -93,7 +71,7 @@ class FeatureCache:
         Raises DataError if the file is damaged otherwise, if it has features of several widths
         under this key, or if it cannot be read.
         """
-        with _errors_of(self.path):
+        with errors_of(self.path):
             rows, damaged = self._read(hashes, feature_key)
             if damaged:
                 with self._db:
@@ -115,7 +93,7 @@ class FeatureCache:
         be written.
         """
         vectors = {picture: np.asarray(one, "<f4") for picture, one in features.items()}
-        with _errors_of(self.path), self._db:
+        with errors_of(self.path), self._db:
             self._db.execute("BEGIN IMMEDIATE")  # so that no other process stores them meanwhile
             known, damaged = self._read(list(vectors), feature_key)
             if damaged:
@@ -132,19 +110,20 @@ class FeatureCache:
         """
         gone, deleted = set(hashes), 0
         emptied: list[int] = []
-        with _errors_of(self.path), self._db:
+        with errors_of(self.path), self._db:
             self._db.execute("BEGIN IMMEDIATE")
-            for number, block in list(self._blocks(self._find(list(gone)))):
-                left = None if block is None else block.without(gone)
-                if left is None or not left.pictures:
-                    emptied.append(number)
-                    continue
-                self._write(number, left)
-                rows = self._db.executemany(
-                    "DELETE FROM feature WHERE picture = ? AND block = ?",
-                    [(picture, number) for picture in gone],
-                )
-                deleted += rows.rowcount
+            for number in self._find(list(gone)):
+                for _, block in list(self._blocks([number])):  # none, if the file was damaged
+                    left = None if block is None else block.without(gone)
+                    if block is None or left is None or not left.pictures:
+                        emptied.append(number)
+                        continue
+                    self._write(number, left)
+                    rows = [(picture, number) for picture in gone.intersection(block.pictures)]
+                    self._db.executemany(
+                        "DELETE FROM feature WHERE picture = ? AND block = ?", rows
+                    )
+                    deleted += len(rows)
             return deleted + (self._delete(emptied) if emptied else 0)
 
     def note_use(self, hashes: Sequence[str], feature_key: str, day: int) -> None:
@@ -152,7 +131,7 @@ class FeatureCache:
 
         Only a cache that is trimmed needs this. Raises DataError like `put`.
         """
-        with _errors_of(self.path), self._db:
+        with errors_of(self.path), self._db:
             self._db.execute(_USED)
             self._db.executemany(
                 "INSERT INTO used VALUES (?, ?) ON CONFLICT (block) DO UPDATE "
@@ -167,7 +146,7 @@ class FeatureCache:
         does not shrink, but what is free in it is used again. Returns the number of deleted
         features. Raises DataError like `put`.
         """
-        with _errors_of(self.path), self._db:
+        with errors_of(self.path), self._db:
             size, pages, free = (
                 self._db.execute(f"PRAGMA {what}").fetchone()[0]
                 for what in ("page_size", "page_count", "freelist_count")
@@ -195,7 +174,7 @@ class FeatureCache:
             return deleted
 
     def __len__(self) -> int:
-        with _errors_of(self.path):
+        with errors_of(self.path):
             (count,) = self._db.execute("SELECT count(*) FROM feature").fetchone()
         return int(count)
 
@@ -243,7 +222,8 @@ class FeatureCache:
                 f"WHERE picture IN ({_marks(some)}) {of_key}"
             )
             values = some if key is None else (*some, key)
-            numbers.update(number for (number,) in self._db.execute(asked, values))
+            found = self._db.execute(asked, values)
+            numbers.update(number for (number,) in found if isinstance(number, int))
         return list(numbers)
 
     def _blocks(self, numbers: Iterable[int]) -> Iterator[tuple[int, Block | None]]:
@@ -306,52 +286,3 @@ def _parts(values: Sequence[T]) -> Iterator[Sequence[T]]:
 
 def _marks(values: Sequence[object]) -> str:
     return ",".join("?" * len(values))
-
-
-def _open(path: Path) -> Connection:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DiskError(
-            f"the folder {path.parent} of the feature cache cannot be created: "
-            f"{error.strerror or error}; free or repair the disk, or name another folder"
-        ) from error
-    try:
-        with _errors_of(path):
-            # After a power cut the last batches may be missing, but the file is intact.
-            return open_database(path, _SCHEMA, durable=False)
-    except OtherDatabaseError:
-        raise DataError(
-            f"{path} is not a feature cache but another database; move it away, or name another "
-            "folder"
-        ) from None
-    except OtherVersionError:
-        raise DataError(
-            f"the feature cache {path} was made by another version of this program; "
-            "delete it, and the features are computed again"
-        ) from None
-
-
-@contextmanager
-def _errors_of(path: Path) -> Iterator[None]:
-    """Turn SQLite's errors into a DiskError, or a DataError for a damaged file."""
-
-    def refused(error: Exception) -> DiskError:  # locked, read-only, disk full
-        return DiskError(
-            f"the feature cache {path} cannot be used: {error}; "
-            "check the free disk space, the permissions and other programs that use the file"
-        )
-
-    def damaged(error: Exception) -> DataError:
-        if "not a database" in str(error):  # it may be a file that the user needs
-            return DataError(
-                f"{path} is not a feature cache, or is badly damaged; name another file, or delete "
-                "it if it is a cache, and the features are computed again"
-            )
-        return DataError(
-            f"the feature cache {path} is damaged ({error}); "
-            "delete it, and the features are computed again"
-        )
-
-    with errors_as(refused, damaged):
-        yield

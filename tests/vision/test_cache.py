@@ -155,6 +155,8 @@ def test_a_feature_that_is_looked_for_in_the_wrong_block(tmp_path: Path, damage:
         assert cache.get([lost], KEY) == cache.get(["q"], KEY) == {}
         cache.put({lost: first[lost]}, KEY)
         assert cache.get([lost], KEY)[lost].tobytes() == first[lost].tobytes()
+        cache.forget([lost, *second])
+        assert cache.get([lost, *second], KEY) == {}
 
 
 @pytest.mark.parametrize("put", [1, 3, 8, 64, 1000])
