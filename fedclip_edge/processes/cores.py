@@ -1,4 +1,4 @@
-"""The processor cores that this process may use, and its priority on them."""
+"""The number of processor cores that this process may use."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from pathlib import Path
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_CGROUP = Path("/proc/self/cgroup")
-# The scheduler gives about a tenth of a core to such a process beside one of normal priority.
-_NICENESS = 10
 
 
 def usable_cores(cgroups: Path = _CGROUPS, own_cgroup: Path = _OWN_CGROUP) -> int:
@@ -24,17 +22,8 @@ def usable_cores(cgroups: Path = _CGROUPS, own_cgroup: Path = _OWN_CGROUP) -> in
         cores = len(os.sched_getaffinity(0))
     else:
         cores = os.cpu_count() or 1
-    return max(1, min(cores, *(int(quota) for quota in _quotas(cgroups, own_cgroup)), cores))
-
-
-def lower_priority() -> None:
-    """Let other processes on this machine go first, for the rest of this process's life.
-
-    Threads and child processes that are started later inherit it. Call it in a process that has no
-    urgent work.
-    """
-    if hasattr(os, "nice"):
-        os.nice(max(0, _NICENESS - os.nice(0)))
+    quotas = (int(quota) for quota in _quotas(cgroups, own_cgroup))
+    return max(1, min((cores, *quotas)))
 
 
 def _quotas(cgroups: Path, own_cgroup: Path) -> Iterator[float]:
