@@ -144,7 +144,7 @@ def normalise(pixels: U8, preprocessing: Preprocessing) -> F32:
     # A colour at a time, because numpy is slow over a last axis of three numbers.
     for colour in range(colours):
         plane = normal[..., colour, :, :]  # (..., S, S)
-        np.divide(pixels[..., colour], np.float32(255), out=plane)
+        np.divide(pixels[..., colour], np.float32(255), out=plane, dtype=np.float32)
         plane -= np.float32(preprocessing.mean[colour])
         plane /= np.float32(preprocessing.std[colour])
     return normal
