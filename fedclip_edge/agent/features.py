@@ -169,7 +169,7 @@ def read_features(config: AgentConfig, bundle: Bundle, sides: Sides) -> DeviceFe
                 encoder,
                 cache,
                 bundle.manifest.preprocessing,
-                batch_size=config.encoder.batch_size,
+                config.encoder,
             )
             encoder_id = bundle.manifest.encoder_id
             found[side] = Features(embedded.vectors, embedded.labels, encoder_id)

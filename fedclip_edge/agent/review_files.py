@@ -62,7 +62,7 @@ def review_device(
             LazyEncoder(bundle, config.encoder),
             cache,
             bundle.manifest.preprocessing,
-            config.encoder.batch_size,
+            config.encoder,
             progress=progress,
         )
     count = sum(picture.label >= 0 for picture in embedded.pictures)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+
+from fedclip_edge.processes.cores import usable_cores
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -35,10 +36,10 @@ def encoder_options(command: F) -> F:
     )
     threads = click.option(
         "--threads",
-        default=lambda: len(os.sched_getaffinity(0)),
+        default=usable_cores,
         show_default="all cores",
         type=click.IntRange(1),
-        help="Number of CPU threads for the encoder; used with --provider cpu.",
+        help="Number of threads that decode pictures, and that encode them with --provider cpu.",
     )
     engine_dir = click.option(
         "--engine-dir",

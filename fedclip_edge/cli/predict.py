@@ -150,6 +150,7 @@ def predict(
             manifest.preprocessing,
             source.classes,
             None if trained is None else trained.model,
+            options,
             cache=known,
         )
         for done, result in enumerate(results, start=1):

@@ -72,13 +72,15 @@ class EncoderConfig:
 
     # where ONNX Runtime runs the encoder; there is no fallback to another provider
     provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"
-    threads: int = 1  # CPU threads of the encoder
-    batch_size: int = 8  # pictures encoded at once; 8 is fastest for ViT-B-32 on a CPU
+    threads: int = 0  # for decoding, and for an encoder on the CPU; 0: one for each usable core
+    batch_size: int = 0  # pictures encoded at once; 0: chosen for the number of threads
     engine_dir: Path | None = None  # folder of TensorRT engines; default: the user's cache folder
+    fast: bool = False  # decode JPEGs at a lower resolution: faster, with slightly other features
 
     def __post_init__(self) -> None:
-        require(self.threads >= 1, f"threads: expected 1 or more, got {self.threads}")
-        require(self.batch_size >= 1, f"batch_size: expected 1 or more, got {self.batch_size}")
+        for name in ("threads", "batch_size"):
+            value = getattr(self, name)
+            require(value >= 0, f"{name}: expected 0 (chosen here) or more, got {value}")
 
 
 @dataclass(frozen=True)

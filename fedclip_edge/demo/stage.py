@@ -184,6 +184,7 @@ def configure(stage: Stage, broker: BrokerAddress) -> None:
                 **({"train": 0.0, "validation": 0.0, "test": 1.0} if evaluates_only else {}),
             },
             "broker": {"host": broker.host, "port": broker.port},
+            "encoder": {"threads": 1},  # the devices share this machine's cores
         }
         device.config.write_text(_toml(tables), encoding="utf-8")
     fleet: Tables = {

@@ -34,6 +34,7 @@ from fedclip_edge.vision import tensorrt
 from fedclip_edge.vision.bundle import Bundle, key_of
 from fedclip_edge.vision.manifest import ENCODER
 from fedclip_edge.vision.onnx_faults import cause, explain
+from fedclip_edge.vision.pace import threads_of
 
 
 @dataclass(frozen=True)
@@ -250,7 +251,7 @@ def _try(session: Any, input_name: str, side: int) -> None:
 
 def _session(model: Path | bytes, config: EncoderConfig, providers: Sequence[Provider]) -> Any:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = config.threads
+    options.intra_op_num_threads = threads_of(config)
     options.inter_op_num_threads = 1
     # Spinning threads take cores that other programs on the box need.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -85,12 +85,15 @@ class Manifest:
         }
 
 
-def feature_key(encoder_id: str, onnx_sha256: str, precision: str, provider: str) -> str:
+def feature_key(
+    encoder_id: str, onnx_sha256: str, precision: str, provider: str, *, fast: bool = False
+) -> str:
     """SHA-256, in 64 hex digits, of everything that decides a feature's bits except the picture.
 
-    The feature cache uses it as a key.
+    The feature cache uses it as a key. `fast` is true if JPEGs are decoded at a lower resolution.
     """
-    return _digest([encoder_id, onnx_sha256, precision, provider])
+    decoding = ["fast"] if fast else []
+    return _digest([encoder_id, onnx_sha256, precision, provider, *decoding])
 
 
 def read_manifest(data: bytes | str, where: str) -> Manifest:

@@ -30,6 +30,7 @@ from fedclip_edge.errors import BundleError
 from fedclip_edge.records import F32
 from fedclip_edge.vision.bundle import Bundle, Golden
 from fedclip_edge.vision.encoder import Encoder, open_encoder
+from fedclip_edge.vision.pace import threads_of
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def verify(bundle: Bundle, config: EncoderConfig) -> Verification:
         bit_equal=bool(np.array_equal(alone, whole)),
         pictures=len(golden.pixels),
         provider=encoder.provider,
-        threads=config.threads,
+        threads=threads_of(config),
         images_per_s=_speed(encoder, golden),
     )
 

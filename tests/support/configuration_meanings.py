@@ -159,8 +159,13 @@ MEANINGS: Mapping[type[Any], Mapping[str, str]] = {
     EncoderConfig: {
         "provider": "Execution provider of ONNX Runtime that runs the encoder. If it is not "
         "available, the agent stops with an error.",
-        "threads": "Threads of the CPU provider.",
-        "batch_size": "Pictures per call of the encoder.",
+        "threads": "Number of threads that decode pictures, and of the CPU provider. 0: one for "
+        "each core that the process may use, by its affinity and the quotas of its control groups.",
+        "batch_size": "Pictures per call of the encoder. 0: 4 for each thread, at least 8 and at "
+        "most 32.",
+        "fast": "true decodes large JPEGs at a lower resolution, still at least twice that of the "
+        "encoder. It is faster and changes the features a little; they are cached separately. "
+        "[Figures](../how-to/precision.md).",
         "engine_dir": "Folder for the engines that TensorRT builds. Without it, they are in "
         "`fedclip-edge/engines` in the user's cache folder.",
     },

@@ -189,9 +189,10 @@ RANGES: Mapping[type[Any], Mapping[str, Range]] = {
     InboxConfig: {"folder": PATH},
     EncoderConfig: {
         "provider": CHOICE,
-        "threads": integers(1),
-        "batch_size": integers(1),
+        "threads": integers(0),
+        "batch_size": integers(0),
         "engine_dir": PATH,
+        "fast": TRUTH,
     },
     AnswersConfig: {
         "model": CHOICE,
