@@ -80,7 +80,7 @@ def prepare_features(
         damaged=damaged or None,
         skipped=len(left_out.skipped),
         seconds=encode_s,
-        provider=config.encoder.provider,
+        provider=config.encoder.label,
     )
     return DeviceFeatures(
         train=_features(embedded["train"], bundle),

@@ -14,7 +14,7 @@ import importlib.util
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -48,6 +48,7 @@ from fedclip_edge.vision.bundle import Bundle
 from fedclip_edge.vision.bundle_warnings import bundle_warnings
 from fedclip_edge.vision.embedding import Progress
 from fedclip_edge.vision.picture_index import PictureIndex
+from fedclip_edge.vision.provider_choice import choose_provider
 
 _TICK_S = 0.2
 _EVENTS_AT_ONCE = 256
@@ -147,6 +148,7 @@ def _serve(
         SYSTEMD.ready()  # encoding may take hours
         trainer = rescan = None
         if bundle is not None:
+            config = _with_provider(box, bundle)
             index = PictureIndex()
             listeners = [early.tell, progress, None if box.monitor is None else box.monitor.tell]
             data = prepare_features(config, bundle, _each(listeners), index)
@@ -211,6 +213,20 @@ def _serve(
 def _has_other_bundle(session: Session, store: BundleStore, chosen_at: int) -> bool:
     """True if another bundle was fetched, or chosen by `bundle rollback`."""
     return session.has_other_bundle or store.changed_at() != chosen_at
+
+
+def _with_provider(box: _Box, bundle: Bundle) -> AgentConfig:
+    """The settings with the provider that runs this encoder, in place of "auto"."""
+
+    def meanwhile() -> None:
+        SYSTEMD.status("tries the providers of its encoder")
+        SYSTEMD.turn()
+
+    config = box.config
+    chosen = choose_provider(bundle, config.encoder, config.state_dir, box.children, meanwhile)
+    if box.monitor is not None:
+        box.monitor.name_provider(chosen.label)
+    return replace(config, encoder=chosen)
 
 
 def _no_traffic() -> Traffic | None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from fedclip_edge.cli.encoder_options import cache_option, encoder_options
 
 if TYPE_CHECKING:
+    from fedclip_edge.config.agent import EncoderConfig
     from fedclip_edge.model_file import TrainedModel
 
 _PATH = click.Path(path_type=Path)
@@ -73,9 +74,7 @@ def predict(
     unknown_below: float | None,
     no_unknown: bool,
     cache: Path | None,
-    provider: Any,
-    threads: int,
-    engine_dir: Path | None,
+    encoder: EncoderConfig,
 ) -> None:
     """Label pictures with the classes of a bundle.
 
@@ -95,7 +94,6 @@ def predict(
     limit_blas_threads()  # before numpy is imported
     from fedclip_edge.cli.predict_output import Rows, Table, Tally, csv_bytes
     from fedclip_edge.cli.progress import note, progress_bar
-    from fedclip_edge.config.agent import EncoderConfig
     from fedclip_edge.coordinator.model_lookup import find_model
     from fedclip_edge.errors import DataError
     from fedclip_edge.learning.schedule import exchanges
@@ -110,7 +108,7 @@ def predict(
     opened = read_bundle(bundle)
     trained = None if model is None else find_model(model, journal, opened)
     asked, left_out = find_pictures(pictures, opened.classes.names)
-    encoder = LazyEncoder(opened, EncoderConfig(provider, threads, engine_dir=engine_dir))
+    embedder = LazyEncoder(opened, encoder)
     for caution in bundle_warnings(opened.manifest):
         note(caution)
 
@@ -128,7 +126,7 @@ def predict(
             table = Table(asked, rows)
         results = predict_pictures(
             asked,
-            encoder,
+            embedder,
             opened.manifest.preprocessing,
             opened.classes,
             None if trained is None else trained.model,

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,6 +16,7 @@ from fedclip_edge.cli.progress import note, progress_bar
 from fedclip_edge.cli.simulate_progress import Show
 
 if TYPE_CHECKING:
+    from fedclip_edge.config.agent import EncoderConfig
     from fedclip_edge.simulating.comparison import Choices
     from fedclip_edge.simulating.pool import Pool
     from fedclip_edge.simulating.results import Outcome
@@ -193,9 +194,7 @@ def simulate(
     out: Path,
     as_json: bool,
     cache: Path | None,
-    provider: Any,
-    threads: int,
-    engine_dir: Path | None,
+    encoder: EncoderConfig,
 ) -> None:
     """Compare methods on many virtual devices.
 
@@ -227,7 +226,6 @@ def simulate(
           the upper reference
     """  # noqa: D301 - click reads the backslash
     from fedclip_edge import log
-    from fedclip_edge.config.agent import EncoderConfig
     from fedclip_edge.simulating import comparison
 
     # Imported here so that a missing jinja2 is reported now, not after hours.
@@ -252,7 +250,6 @@ def simulate(
         noisy=noisy,
         min_per_class=min_per_class,
     )
-    encoder = EncoderConfig(provider, threads, engine_dir=engine_dir)
     pool = _pool(data, bundle, features, cache, encoder, validation)
     comparison.check(choices, pool)
     out.mkdir(parents=True, exist_ok=True)
@@ -290,7 +287,7 @@ def _pool(
     bundle: Path | None,
     features: Path | None,
     cache: Path | None,
-    encoder: Any,
+    encoder: EncoderConfig,
     validation: float,
 ) -> Pool:
     from fedclip_edge.errors import ConfigError

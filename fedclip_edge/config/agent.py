@@ -34,19 +34,43 @@ class DataConfig:
         )
 
 
+Provider = Literal["auto", "cpu", "cuda", "tensorrt", "openvino", "coreml"]
+Arithmetic = Literal["auto", "fp32", "bf16"]
+
+
 @dataclass(frozen=True)
 class EncoderConfig:
     """Settings for running the encoder on this box."""
 
-    # where ONNX Runtime runs the encoder; there is no fallback to another provider
-    provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"
+    # where the encoder runs. "auto" takes the fastest provider that computes the bundle's features
+    # on this box; one that is named is used, or the agent stops.
+    provider: Provider = "auto"
+    # numbers that the encoder computes with: bf16 is faster on processors that have it, and less
+    # exact; only OpenVINO offers it. "auto" takes bf16 where it is faster and exact enough.
+    precision: Arithmetic = "auto"
     threads: int = 1  # CPU threads of the encoder
     batch_size: int = 8  # pictures encoded at once; 8 is fastest for ViT-B-32 on a CPU
     engine_dir: Path | None = None  # folder of TensorRT engines; default: the user's cache folder
 
     def __post_init__(self) -> None:
+        require(
+            self.precision != "bf16" or self.provider in ("auto", "openvino"),
+            f"precision: 'bf16' needs provider 'openvino' or 'auto', got {self.provider!r}",
+        )
         require(self.threads >= 1, f"threads: expected 1 or more, got {self.threads}")
         require(self.batch_size >= 1, f"batch_size: expected 1 or more, got {self.batch_size}")
+
+    @property
+    def runs_on(self) -> str:
+        """The provider. "auto" is the CPU unless an agent has replaced it by its choice."""
+        if self.provider != "auto":
+            return self.provider
+        return "openvino" if self.precision == "bf16" else "cpu"
+
+    @property
+    def label(self) -> str:
+        """Provider and numbers, which decide the features: "cpu", or "openvino-bf16"."""
+        return f"{self.runs_on}-bf16" if self.precision == "bf16" else self.runs_on
 
 
 @dataclass(frozen=True)

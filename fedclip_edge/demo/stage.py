@@ -176,6 +176,8 @@ def configure(stage: Stage, broker: BrokerAddress) -> None:
                 "folder": str(device.pictures.resolve()),
                 **({"train": 0.0, "validation": 0.0, "test": 1.0} if evaluates_only else {}),
             },
+            # Not "auto": trials of providers would take longer than the demo's pictures.
+            "encoder": {"provider": "cpu"},
             "broker": {"host": broker.host, "port": broker.port},
         }
         device.config.write_text(_toml(tables), encoding="utf-8")
