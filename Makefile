@@ -30,7 +30,7 @@ INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX),)
 RABBITMQ := /usr/lib/rabbitmq/bin/rabbitmq-server
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-short test-slow test-all test-cluster test-arm64 lint bench adversary docs wheel clean
+.PHONY: help setup demo test test-short test-slow test-all test-cluster test-openvino test-arm64 lint bench adversary docs wheel clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,6 +69,14 @@ test-all: $(READY) ## Run the tests, including the slow ones
 test-cluster: $(READY) ## Kill one of three RabbitMQ nodes (needs rabbitmq-server), and of two Ray nodes
 	@test -x $(RABBITMQ) || { echo "test-cluster: $(RABBITMQ) is missing; install RabbitMQ: sudo apt-get install rabbitmq-server (Debian 12 has 3.10.8)" >&2; exit 1; }
 	@$(BIN)/python -m pytest -m cluster tests/end_to_end/test_cluster.py tests/end_to_end/test_ray.py
+
+# Beside the environment and not in it: with OpenVINO installed, each agent of the other tests would
+# try it at its first start.
+OPENVINO := $(VENV)/openvino
+
+test-openvino: $(READY) ## Install OpenVINO and run the tests that need it
+	@test -d $(OPENVINO) || $(PIP) --no-deps --target $(OPENVINO) openvino
+	@PYTHONPATH=$(OPENVINO) $(BIN)/python -m pytest tests/vision/test_openvino_session.py tests/vision/test_provider_choice.py
 
 ARM64_ROOT ?= build/arm64
 

@@ -46,7 +46,7 @@ class Provider:
     options: Mapping[str, str] = field(default_factory=dict)
 
 
-# The keys are the values of [encoder] provider and of --provider. OpenVINO has a package of its own.
+# The keys are the values of [encoder] provider and of --provider. OpenVINO has its own package.
 _PROVIDERS = {
     "cpu": Provider("CPUExecutionProvider"),
     # TF32 keeps 10 of the 23 mantissa bits and is on by default.
@@ -120,7 +120,7 @@ def register(name: str, provider: Provider) -> None:
     Use it for experiments in one process. To support a provider on devices, add it to the table in
     this module, because every process imports that.
     """
-    if name in _PROVIDERS:
+    if name in (*_PROVIDERS, openvino_session.NAME):
         raise ValueError(f"there is a provider {name!r} already; choose another name")
     _PROVIDERS[name] = provider
 

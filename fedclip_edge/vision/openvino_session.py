@@ -33,7 +33,10 @@ class OpenvinoSession:
         self._name = name
 
     def run(self, outputs: Sequence[str], inputs: Mapping[str, F32]) -> list[F32]:
-        """Return the named outputs; raises BundleError if OpenVINO fails."""
+        """Return the named outputs, features (N, D), for pixels (N, 3, S, S), all float32.
+
+        Raises BundleError if OpenVINO fails.
+        """
         try:
             found = self._request.infer(dict(inputs), share_inputs=True)
             return [np.array(found[output]) for output in outputs]  # its memory is used again

@@ -106,10 +106,10 @@ def _fastest(
     tried = (*known, *attempt(left))
     passed = [one for one in tried if one.error is None]
     if not passed:
-        first = tried[0].error
-        assert first is not None
-        if len(tried) == 1:
-            raise first
+        first = tried[0]
+        assert first.error is not None
+        if all(one.option.runs_on == first.option.runs_on for one in tried):
+            raise first.error  # a person named this provider
         reasons = "; ".join(str(one) for one in tried)
         raise BundleError(f"no provider of this box can be used for {bundle.folder}: {reasons}")
     best = max(passed, key=lambda one: one.images_per_s)

@@ -143,9 +143,13 @@ MEANINGS: Mapping[type[Any], Mapping[str, str]] = {
         "test": "Share of the pictures that every model is evaluated on.",
     },
     EncoderConfig: {
-        "provider": "Execution provider of ONNX Runtime that runs the encoder. If it is not "
-        "available, the agent stops with an error.",
-        "threads": "Threads of the CPU provider.",
+        "provider": "[Where the encoder runs](../how-to/precision.md). `auto` tries what is "
+        "installed, takes the fastest whose features agree with the bundle's, and stays with it. "
+        "Another value is used, or the agent stops with an error.",
+        "precision": "Numbers that the encoder computes with: `fp32` as the bundle was exported, "
+        "`bf16` with OpenVINO on a processor that has it, `auto` the faster one whose features "
+        "agree.",
+        "threads": "Threads of the providers `cpu` and `openvino`.",
         "batch_size": "Pictures per call of the encoder.",
         "engine_dir": "Folder for the engines that TensorRT builds. Without it, they are in "
         "`fedclip-edge/engines` in the user's cache folder.",

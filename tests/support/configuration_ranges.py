@@ -178,6 +178,7 @@ RANGES: Mapping[type[Any], Mapping[str, Range]] = {
     },
     EncoderConfig: {
         "provider": CHOICE,
+        "precision": CHOICE,
         "threads": integers(1),
         "batch_size": integers(1),
         "engine_dir": PATH,

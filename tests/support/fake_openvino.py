@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,7 @@ class FakeOpenvino:
         self._folder = folder
         self._monkeypatch = monkeypatch
         self.install()
+        monkeypatch.delitem(sys.modules, "openvino", raising=False)
         monkeypatch.syspath_prepend(str(folder))
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), str(ROOT)]))
 

@@ -192,6 +192,13 @@ def test_a_provider_by_name_is_left_only_by_name(box: Box) -> None:
     assert box.told("encoder_provider_changed")["before"] == CPU
 
 
+def test_a_named_one_that_fails_in_both_precisions_gives_its_own_error(box: Box) -> None:
+    box.speeds = dict.fromkeys(box.speeds, 0.0)
+    with pytest.raises(BundleError, match=r"^on this box it gives other features$"):
+        box.start(EncoderConfig(provider="openvino"))
+    assert box.tried == [OPENVINO, BF16]
+
+
 def test_nothing_passes(box: Box) -> None:
     box.speeds = dict.fromkeys(box.speeds, 0.0)
     with pytest.raises(
