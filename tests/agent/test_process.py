@@ -48,4 +48,5 @@ def test_one_that_cannot_begin_closes_what_it_opened(tmp_path: Path, random_bund
     assert refused.tb is not None, "the traceback must keep the frames alive, and so any open file"
     lock_file(state / "lock", "the state_dir").close()
     # SQLite deletes the write-ahead log when the last connection is closed.
-    assert {path.name for path in state.iterdir()} == {"lock", "parked.sqlite", "device.key"}
+    names = {"lock", "parked.sqlite", "device.key", "encoder.json"}
+    assert {path.name for path in state.iterdir()} == names
