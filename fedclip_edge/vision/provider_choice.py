@@ -3,8 +3,8 @@
 Laws:
 
 - Only an option whose golden vectors agree is chosen; the fastest of those.
-- A choice stays, because another one would make all cached features useless. It changes if it is no
-  longer possible, if its golden vectors do not agree any more, or with another encoder.
+- The choice for an encoder stays, because another one would make all cached features useless. It
+  changes only if it is no longer possible, or if its golden vectors do not agree any more.
 - If the CPU is the only option, nothing is tried.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +28,13 @@ from fedclip_edge.vision.provider_trial import Tried, try_each
 
 FILE = "encoder.json"  # in state_dir
 
-_IMPOSSIBLE = "it is not installed any more, or [encoder] does not allow it"
-
 Try = Callable[[Sequence[EncoderConfig]], tuple[Tried, ...]]
 
 
 @dataclass(frozen=True)
 class _Kept:
-    """Content of the file: the choice, the encoder that it was made for, and what was tried."""
+    """The choice for one encoder; the file has one for each that the device had."""
 
-    encoder: str  # SHA-256 of the ONNX file
     provider: str  # EncoderConfig.label
     environment: dict[str, str]
     tried: tuple[str, ...]  # labels
@@ -60,19 +57,19 @@ def choose_provider(
     """
     possible = {option.label: option for option in providers.options(settings)}
     file = state_dir / FILE
-    kept = _read(file)
-    if kept is not None and kept.encoder != bundle.manifest.files[ENCODER]:
-        kept = None
+    encoder = str(bundle.manifest.files[ENCODER])
+    choices = _read(file)
+    kept = choices.get(encoder)
 
     def keep(option: EncoderConfig, tried: Sequence[str]) -> EncoderConfig:
-        here = providers.environment(option)
-        made = _Kept(str(bundle.manifest.files[ENCODER]), option.label, here, tuple(tried))
+        labels = tuple(dict.fromkeys(tried))
+        made = _Kept(option.label, providers.environment(option), labels)
         if made != kept:
-            _write(file, made)
+            _write(file, {**choices, encoder: made})
         return option
 
     if list(possible) == ["cpu"]:
-        _tell_change(kept, "cpu", _IMPOSSIBLE)
+        _tell_change(kept, "cpu", None)
         is_same = kept is not None and kept.provider == "cpu"
         return keep(possible["cpu"], kept.tried if kept and is_same else ["cpu"])
 
@@ -90,7 +87,7 @@ def choose_provider(
             _tell_untried(kept, possible, file)
             return keep(option, kept.tried)
     found = _fastest(attempt, possible, bundle, failed)
-    _tell_change(kept, found.label, _IMPOSSIBLE if failed is None else str(failed))
+    _tell_change(kept, found.label, failed)
     return keep(found, [*(kept.tried if kept else ()), *possible])
 
 
@@ -122,13 +119,14 @@ def _fastest(
     return best.option
 
 
-def _tell_change(kept: _Kept | None, provider: str, reason: str) -> None:
+def _tell_change(kept: _Kept | None, provider: str, failed: Tried | None) -> None:
     if kept is not None and kept.provider != provider:
+        gone = f"{kept.provider} is not installed any more, or [encoder] does not allow it"
         log.event(
             "encoder_provider_changed",
             before=kept.provider,
             provider=provider,
-            reason=reason,
+            reason=gone if failed is None else str(failed),
             hint="all features are computed again",
         )
 
@@ -145,32 +143,29 @@ def _tell_untried(kept: _Kept, possible: Mapping[str, EncoderConfig], file: Path
         )
 
 
-def _read(file: Path) -> _Kept | None:
-    """Return the kept choice; None if there is none, or if the file is damaged."""
+def _read(file: Path) -> dict[str, _Kept]:
+    """Return the choices by the SHA-256 of the ONNX file; none if the file is damaged."""
     try:
-        table: Any = read_json(file)
-        return _Kept(
-            str(table["encoder"]),
-            str(table["provider"]),
-            {str(name): str(value) for name, value in table["environment"].items()},
-            tuple(str(label) for label in table["tried"]),
-        )
+        tables: Any = read_json(file)
+        return {
+            str(encoder): _Kept(
+                str(table["provider"]),
+                {str(name): str(value) for name, value in table["environment"].items()},
+                tuple(str(label) for label in table["tried"]),
+            )
+            for encoder, table in tables.items()
+        }
     except FileNotFoundError:
-        return None
+        return {}
     except (OSError, ConfigError, KeyError, TypeError, AttributeError) as error:
         log.event("encoder_choice_damaged", file=file, reason=str(error))
-        return None
+        return {}
 
 
-def _write(file: Path, kept: _Kept) -> None:
-    table = {
-        "encoder": kept.encoder,
-        "provider": kept.provider,
-        "environment": kept.environment,
-        "tried": list(dict.fromkeys(kept.tried)),
-    }
+def _write(file: Path, choices: Mapping[str, _Kept]) -> None:
+    tables = {encoder: asdict(kept) for encoder, kept in choices.items()}
     try:
-        atomic.write_file(file, (json.dumps(table, indent=2) + "\n").encode())
+        atomic.write_file(file, (json.dumps(tables, indent=2) + "\n").encode())
     except OSError as error:
         raise DiskError(
             f"{file} cannot be written: {error.strerror or error}; free or repair the disk"

@@ -72,7 +72,7 @@ def _version(package: str) -> str:
         if file.exists() and (found := _VERSION.search(file.read_text(errors="replace"))):
             return found[1]
     described = sorted(folder.parent.glob(f"{package}-*.dist-info"))
-    return described[0].name.removesuffix(".dist-info") if described else ""
+    return described[0].name.split("-")[1].removesuffix(".dist") if described else ""
 
 
 @cache

@@ -52,7 +52,8 @@ def test_the_choice_is_logged_kept_and_used(site: Site, openvino: FakeOpenvino) 
     assert chosen["provider"] == first["features_ready"]["provider"] == "cpu"
     assert "; openvino-bf16 refused: " in chosen["tried"]
     assert "was ended by SIGSEGV" in chosen["tried"]
-    kept = json.loads((site.folder / "north" / "state" / "encoder.json").read_text())
+    file = site.folder / "north" / "state" / "encoder.json"
+    ((_, kept),) = json.loads(file.read_text()).items()
     assert kept["provider"] == "cpu"
     openvino.act()
     second = run_once(site, agent, "second")
@@ -73,6 +74,29 @@ def test_a_named_provider_is_used_and_its_features_are_its_own(
     second = run_once(site, agent, "second")
     assert second["encoder_provider_changed"]["before"] == "openvino-bf16"
     assert second["features_ready"]["encoded"] == first["features_ready"]["encoded"]
+
+
+def test_an_agent_can_be_stopped_while_it_tries(site: Site, openvino: FakeOpenvino) -> None:
+    openvino.act(f32="hang")
+    agent = site.write_agent("north", extra='methods = ["ridge"]')
+    process = site.start("agent", agent, "--json", log="north")
+    system.wait_until(
+        lambda: any("openvino" in system.of_process(pid, "cmdline") for pid in tries(process.pid)),
+        "the trial that hangs",
+    )
+    trials = tries(process.pid)
+    process.terminate()
+    assert process.wait(system.DEADLINE_S) == 0, site.text("north")
+    assert not trials & set(system.commands())
+
+
+def tries(pid: int) -> set[int]:
+    """The child processes that try a provider."""
+    return {
+        child
+        for child in system.descendants(pid)
+        if "provider_trial" in system.of_process(child, "cmdline")
+    }
 
 
 @pytest.mark.parametrize(

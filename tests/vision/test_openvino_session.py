@@ -123,7 +123,7 @@ def test_a_failing_run_is_told_in_one_line(
 ) -> None:
     stand_in = FakeOpenvino(tmp_path, monkeypatch)
     stand_in.act(f32="fail")
-    monkeypatch.setitem(sys.modules, "openvino_telemetry", None)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "openvino_telemetry", None)
     encoder = open_encoder(random_bundle, FP32)
     monkeypatch.delitem(sys.modules, "openvino")
     with pytest.raises(BundleError, match=r"failed; use provider 'cpu'.* said: no such kernel"):
