@@ -33,7 +33,7 @@ RABBITMQ := /usr/lib/rabbitmq/bin/rabbitmq-server
 .PHONY: help setup demo test test-short test-slow test-all test-cluster test-openvino test-arm64 lint bench adversary docs wheel clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## Create the virtual environment if it does not exist
 
