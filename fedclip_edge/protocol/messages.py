@@ -120,7 +120,7 @@ class Capabilities:
     codecs: tuple[str, ...]
     min_per_class: int  # pictures of classes with fewer than this are withheld, for privacy
     pictures: Pictures
-    provider: str = ""  # where its encoder runs: cpu, cuda, tensorrt; empty if it does not say
+    provider: str = ""  # where its encoder runs: cpu, openvino-bf16, ...; empty if it does not say
 
     def __post_init__(self) -> None:
         _check_count(self.min_per_class, "min_per_class")
