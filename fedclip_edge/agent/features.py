@@ -132,7 +132,7 @@ def prepare_pictures(
         skipped=len(left_out.skipped),
         unlabelled=len({picture.hash for picture in dataset.unlabelled}) or None,
         seconds=encode_s,
-        provider=config.encoder.provider,
+        provider=config.encoder.label,
     )
     return DevicePictures(
         sides=sides,

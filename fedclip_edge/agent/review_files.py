@@ -37,6 +37,7 @@ from fedclip_edge.vision.embedding import Progress, embed_pictures
 from fedclip_edge.vision.lazy_encoder import LazyEncoder
 from fedclip_edge.vision.picture_files import Skipped
 from fedclip_edge.vision.picture_index import PictureIndex
+from fedclip_edge.vision.provider_choice import kept_provider
 
 FOLDER = "review"  # in state_dir
 
@@ -56,13 +57,14 @@ def review_device(
         dataset = read_device(labels, inbox, index.hash_of)
     pictures = _distinct((*dataset.pictures, *dataset.unlabelled))
     config.state_dir.mkdir(parents=True, exist_ok=True)
+    encoder = kept_provider(bundle, config.encoder, config.state_dir)
     with FeatureCache(config.state_dir / CACHE) as cache:
         embedded = embed_pictures(
             pictures,
-            LazyEncoder(bundle, config.encoder),
+            LazyEncoder(bundle, encoder),
             cache,
             bundle.manifest.preprocessing,
-            config.encoder,
+            encoder,
             progress=progress,
         )
     count = sum(picture.label >= 0 for picture in embedded.pictures)

@@ -11,7 +11,7 @@ import functools
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedclip_edge import log
@@ -47,6 +47,7 @@ from fedclip_edge.transport.base import Connected, Disconnected, Traffic, device
 from fedclip_edge.transport.mqtt import PahoTransport
 from fedclip_edge.vision.bundle import Bundle, key_of
 from fedclip_edge.vision.embedding import Progress
+from fedclip_edge.vision.provider_choice import choose_provider
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +96,8 @@ def serve(
         if bundle is not None:
             listeners = [early.tell, progress, None if box.monitor is None else box.monitor.tell]
             watch = parts.enter_context(watched(config, bundle))
-            trainer, rescan = _prepare(box, bundle, watch, duties, _each(listeners))
+            with_provider = replace(box, config=_with_provider(box, bundle))
+            trainer, rescan = _prepare(with_provider, bundle, watch, duties, _each(listeners))
         attempts, has_connected = 0, False  # attempts in a row that failed
         while True:
             try:
@@ -174,6 +176,20 @@ def _prepare(
 def _has_other_bundle(session: Session, store: BundleStore, chosen_at: int) -> bool:
     """True if another bundle was fetched, or chosen by `bundle rollback`."""
     return session.has_other_bundle or store.changed_at() != chosen_at
+
+
+def _with_provider(box: Box, bundle: Bundle) -> AgentConfig:
+    """The settings with the provider that runs this encoder, in place of "auto"."""
+
+    def meanwhile() -> None:
+        SYSTEMD.status("tries the providers of its encoder")
+        SYSTEMD.turn()
+
+    config = box.config
+    chosen = choose_provider(bundle, config.encoder, config.state_dir, box.children, meanwhile)
+    if box.monitor is not None:
+        box.monitor.name_provider(chosen.label)
+    return replace(config, encoder=chosen)
 
 
 def _no_traffic() -> Traffic | None:

@@ -103,7 +103,7 @@ class LocalTrainer:
                 withheld=int(shared.withheld.sum()),
                 by_class=self._by_class(shared) if self.config.reports else {},
             ),
-            provider=self.config.encoder.provider,
+            provider=self.config.encoder.label,
             version=__version__,
         )
 

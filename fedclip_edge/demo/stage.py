@@ -183,8 +183,9 @@ def configure(stage: Stage, broker: BrokerAddress) -> None:
                 "folder": str(device.pictures.resolve()),
                 **({"train": 0.0, "validation": 0.0, "test": 1.0} if evaluates_only else {}),
             },
+            # Not "auto": trials of providers would take longer than the demo's pictures.
             "broker": {"host": broker.host, "port": broker.port},
-            "encoder": {"threads": 1},  # the devices share this machine's cores
+            "encoder": {"provider": "cpu", "threads": 1},  # the devices share this machine's cores
         }
         device.config.write_text(_toml(tables), encoding="utf-8")
     fleet: Tables = {

@@ -90,7 +90,7 @@ class Capabilities:
     codecs: tuple[str, ...]
     min_per_class: int  # pictures of classes with fewer than this are withheld, for privacy
     pictures: Pictures
-    provider: str = ""  # where its encoder runs: cpu, cuda, tensorrt; empty if it does not say
+    provider: str = ""  # where its encoder runs: cpu, openvino-bf16, ...; empty if it does not say
     version: str = ""  # of its program, for people; empty if it does not say
 
     def __post_init__(self) -> None:

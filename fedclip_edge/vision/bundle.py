@@ -243,5 +243,5 @@ def key_of(bundle: Bundle, config: EncoderConfig) -> str:
     manifest = bundle.manifest
     sha256 = str(manifest.files[ENCODER])
     return feature_key(
-        manifest.encoder_id, sha256, manifest.precision, config.provider, fast=config.fast
+        manifest.encoder_id, sha256, manifest.precision, config.label, fast=config.fast
     )

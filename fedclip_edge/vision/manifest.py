@@ -90,7 +90,9 @@ def feature_key(
 ) -> str:
     """SHA-256, in 64 hex digits, of everything that decides a feature's bits except the picture.
 
-    The feature cache uses it as a key. `fast` is true if JPEGs are decoded at a lower resolution.
+    `precision` is that of the file, and `provider` is EncoderConfig.label, which also names the
+    numbers it computes with. `fast` is true if JPEGs are decoded at a lower
+    resolution. The feature cache uses the result as a key.
     """
     decoding = ["fast"] if fast else []
     return _digest([encoder_id, onnx_sha256, precision, provider, *decoding])

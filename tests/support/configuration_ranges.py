@@ -189,6 +189,7 @@ RANGES: Mapping[type[Any], Mapping[str, Range]] = {
     InboxConfig: {"folder": PATH},
     EncoderConfig: {
         "provider": CHOICE,
+        "precision": CHOICE,
         "threads": integers(0),
         "batch_size": integers(0),
         "engine_dir": PATH,
