@@ -7,8 +7,8 @@
 - idle: a real agent with cached features, with a coordinator that waits for more devices, and
   without one; its memory, and the bytes on its socket in whole periods of its own messages (five
   and ten minutes), scaled to an hour.
-- agent: one agent's processes while it encodes, trains and waits (agent_memory.py). `--bundle` names
-  the bundle to measure with.
+- agent: one agent's processes while it encodes, trains and waits (agent_memory.py). `--bundle`
+  names the bundle to measure with.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How much the choice of pictures to label is worth, and how many wrong labels are found.
+"""Accuracy gained by a choice of pictures to label, and the share of wrong labels that are found.
 
 On true CLIP features (`--features FILE.npz`, as `simulate --features` reads them). Accuracies are
 those of the gda head on the test pictures, in %, after labelling as many pictures as there are

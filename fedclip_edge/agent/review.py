@@ -1,4 +1,4 @@
-"""What a person can do for the model on this device: label, correct, and add pictures.
+"""Lists of what a person can do for the model on this device: label, correct, and add pictures.
 
     label next         unlabelled pictures that are worth a label (learning/label_next.py)
     looks mislabelled  labelled pictures whose label is very unlikely to a head that was solved

@@ -163,7 +163,8 @@ class JournalFile:
         """Put all writes inside the block into one transaction; if it raises, nothing is changed.
 
         The connection is for the statements. A transaction inside another one is a part of it. With
-        `overwrites`, what is deleted inside the block is overwritten with zeros. Raises JournalError on a disk error, RunError if another process claimed a later epoch.
+        `overwrites`, what is deleted inside the block is overwritten with zeros. Raises
+        JournalError on a disk error, RunError if another process claimed a later epoch.
         """
         if self._is_writing:
             yield self._database

@@ -48,7 +48,8 @@ def label_next(
 
     `vectors` are the raw features of the unlabelled pictures, float32 (N, D), `known` those of the
     labelled ones, float32 (K, D), and `probabilities` what the model gives the unlabelled ones,
-    float32 (N, C). Equal pictures come in their own order. Raises ValueError if the rows do not match.
+    float32 (N, C). Equal pictures come in their own order. Raises ValueError if the rows do not
+    match.
     """
     if len(vectors) != len(probabilities):
         raise ValueError(f"{len(vectors)} features, but probabilities of {len(probabilities)}")
