@@ -1,9 +1,11 @@
 # Three targets, one for each place: docker build --target agent|coordinator|export .
 # TORCH_INDEX: an index with CPU builds of torch (PyTorch publishes one; see the Makefile).
+# BASE: another image with Python and pip. `make test-docker` runs these steps.
 
-FROM python:3.11-slim AS base
+ARG BASE=python:3.11-slim
+FROM ${BASE} AS base
 ENV ORT_DISABLE_TELEMETRY=1
-RUN useradd --create-home fedclip
+RUN useradd --create-home fedclip && install --directory --owner=fedclip /data
 WORKDIR /app
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY fedclip_edge fedclip_edge

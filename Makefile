@@ -30,10 +30,10 @@ INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX),)
 RABBITMQ := /usr/lib/rabbitmq/bin/rabbitmq-server
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-short test-slow test-all test-cluster lint bench adversary docs wheel clean
+.PHONY: help setup demo test test-short test-slow test-all test-cluster test-docker test-openvino test-arm64 lint bench adversary docs wheel clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## Create the virtual environment if it does not exist
 
@@ -57,18 +57,36 @@ test: $(READY) ## Run the tests
 # their own process are included, because newer versions of Python warn about files that older ones
 # accept.
 test-short: $(READY) ## Run the tests except the longest (for another Python: PYTHON=... VENV=...)
-	@$(TESTS) $(FILES) -m 'not slow and not cluster and not one_python' $(AGAIN)
+	@$(TESTS) $(FILES) -m 'not slow and not cluster and not docker and not arm64 and not one_python' $(AGAIN)
 
 # Tests of one file may run in several processes: most of the time they wait.
 test-slow: $(READY) ## Run only the slow tests
 	@$(TESTS) --dist loadgroup -m slow $(SLOW) $(AGAIN)
 
 test-all: $(READY) ## Run the tests, including the slow ones
-	@$(TESTS) $(FILES) -m 'not cluster'
+	@$(TESTS) $(FILES) -m 'not cluster and not docker and not arm64'
 
 test-cluster: $(READY) ## Kill one of three RabbitMQ nodes (needs rabbitmq-server), and of two Ray nodes
 	@test -x $(RABBITMQ) || { echo "test-cluster: $(RABBITMQ) is missing; install RabbitMQ: sudo apt-get install rabbitmq-server (Debian 12 has 3.10.8)" >&2; exit 1; }
 	@$(BIN)/python -m pytest -m cluster tests/end_to_end/test_cluster.py tests/end_to_end/test_ray.py
+
+# Not in .ci/run: it takes ten minutes or more, and downloads what pip needs.
+test-docker: $(READY) ## Build the Dockerfile's images and finish a run in them (needs buildah, root)
+	@$(BIN)/python -m pytest -rs -m docker tests/end_to_end/test_images.py
+
+# Beside the environment and not in it: with OpenVINO installed, each agent of the other tests would
+# try it at its first start.
+OPENVINO := $(VENV)/openvino
+
+test-openvino: $(READY) ## Install OpenVINO and run the tests that need it
+	@test -d $(OPENVINO) || $(PIP) --no-deps --target $(OPENVINO) openvino
+	@PYTHONPATH=$(OPENVINO) $(BIN)/python -m pytest tests/vision/test_openvino_session.py tests/vision/test_provider_choice.py
+
+ARM64_ROOT ?= build/arm64
+
+test-arm64: $(READY) ## Run a device's programs as arm64 binaries under qemu (needs root, mmdebstrap)
+	@test -d $(ARM64_ROOT) || tests/arm64/make_root.sh $(ARM64_ROOT) $(BIN)/python
+	@ARM64_ROOT=$(abspath $(ARM64_ROOT)) $(BIN)/python -m pytest -m arm64 tests/arm64
 
 lint: $(READY) ## ruff and mypy
 	@$(BIN)/ruff check .
@@ -81,6 +99,7 @@ bench: $(READY) ## Measure start-up, the demo, rounds, memory, the journal, and 
 	@$(BIN)/python benchmarks/footprint.py
 	@$(BIN)/python benchmarks/journal.py
 	@$(BIN)/python benchmarks/many_runs.py
+	@$(BIN)/python benchmarks/operation.py
 	@$(BIN)/python benchmarks/encoder.py
 
 adversary: $(READY) ## Check the laws of a run with 100,000 seeds (about an hour on two cores)

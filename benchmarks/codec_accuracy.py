@@ -57,12 +57,13 @@ class Outcome:
 
 
 def domains(bundle: Bundle, folder: Path, cache_path: Path) -> dict[str, Domain]:
-    encoder = open_encoder(bundle, EncoderConfig(threads=1))
+    config = EncoderConfig(threads=1)
+    encoder = open_encoder(bundle, config)
     found = {}
     with FeatureCache(cache_path) as cache:
 
         def features(pictures: tuple[Picture, ...]) -> Features:
-            its = embed_pictures(pictures, encoder, cache, bundle.manifest.preprocessing)
+            its = embed_pictures(pictures, encoder, cache, bundle.manifest.preprocessing, config)
             return Features(its.vectors, its.labels, bundle.manifest.encoder_id)
 
         for path in sorted(folder.iterdir()):

@@ -49,9 +49,10 @@ class Federation:
         plan: Plan,
         port_of: Callable[[str], int] | None = None,
         registry: Path | None = None,
+        bundle: Bundle | None = None,
     ) -> None:
         folder.mkdir(exist_ok=True)
-        self.bundle = light.make_bundle(folder / "bundle")
+        self.bundle = bundle or light.make_bundle(folder / "bundle")
         fleet = light.write_fleet(
             folder,
             self.bundle,

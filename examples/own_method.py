@@ -47,7 +47,7 @@ def logits(
     return scale * ops.exp(terms["log_scale"]) * (cosines + terms["bias"])
 
 
-METHOD = averaged("class-bias", Options, initial_parameters, logits)
+METHOD = averaged("class-bias", Options, initial_parameters, logits, per_class=("bias",))
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
     fedclip-edge export tiny --out bundle
     python examples/own_provider.py bundle
 
-It runs the encoder on the CPU and on OpenVINO. If ONNX Runtime was built without OpenVINO, it ends
-with an error that says so.
+It runs the encoder on the CPU and on ONNX Runtime's own OpenVINO provider, which is not the package
+`openvino` that the product uses. If ONNX Runtime was built without it, it ends with an error that
+says so.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from fedclip_edge.vision import verification
 from fedclip_edge.vision.bundle import Bundle, read_bundle
 from fedclip_edge.vision.encoder import Provider, register
 
-NAME = "openvino"
+NAME = "openvino-ep"
 # FP32, because every provider computes a float32 encoder in float32.
 OPENVINO = Provider("OpenVINOExecutionProvider", {"device_type": "CPU", "precision": "FP32"})
 
@@ -29,9 +30,9 @@ def check(bundle: Bundle, provider: str) -> None:
     # The cast is for the type checker: EncoderConfig lists the product's own names.
     found = verification.verify(bundle, EncoderConfig(provider=cast("Any", provider)))
     for figure in found.figures:
-        print(f"{provider:<9} {figure.name:<33} {figure.found:.1e}, at most {figure.allowed:.0e}")
+        print(f"{provider:<12} {figure.name:<33} {figure.found:.1e}, at most {figure.allowed:.0e}")
     verification.check(found, bundle)
-    print(f"{provider:<9} passes, {found.images_per_s:.0f} pictures per second")
+    print(f"{provider:<12} passes, {found.images_per_s:.0f} pictures per second")
 
 
 def main() -> None:

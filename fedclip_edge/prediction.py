@@ -4,7 +4,8 @@ Laws:
 
 - Logits are computed by the same functions as in training and evaluation (learning/methods), and
   answers as on a device (learning/classification.py).
-- At most two batches of pixels are held at a time, for any number of pictures.
+- At most 1 + BATCHES_AHEAD batches of pixels (vision/pace.py), and as many of files, are held at a
+  time, for any number of pictures.
 - A picture that cannot be decoded is skipped and named.
 - A picture whose feature is in the cache is neither decoded nor encoded.
 """
@@ -12,17 +13,20 @@ Laws:
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from fedclip_edge.config.agent import EncoderConfig
 from fedclip_edge.errors import DataError
 from fedclip_edge.learning.classification import classify
 from fedclip_edge.records import F32, ClassTexts, Model, normalized_name
 from fedclip_edge.vision import picture_files
 from fedclip_edge.vision.embedding import Cache, PictureEncoder
+from fedclip_edge.vision.pace import pace_of
 from fedclip_edge.vision.picture_files import (
     EXTENSIONS,
     NO_FILE,
@@ -32,7 +36,6 @@ from fedclip_edge.vision.picture_files import (
     unreadable,
 )
 from fedclip_edge.vision.pictures import Preprocessing, decode, picture_hash
-from fedclip_edge.vision.prefetch import prefetch
 
 
 @dataclass(frozen=True)
@@ -103,75 +106,79 @@ def predict_pictures(
     preprocessing: Preprocessing,
     classes: ClassTexts,
     model: Model | None,
-    batch_size: int = 8,
+    config: EncoderConfig,
     *,
     cache: Cache | None = None,
 ) -> Iterator[Prediction | Skipped]:
     """Yield one result per picture: probabilities float32 (C,), or `Skipped`.
 
-    The pictures skipped in a batch come before its predictions. Raises BundleError like
-    `Encoder.embed`, and DataError if `cache` cannot be used.
+    The pictures skipped in a batch come before its predictions. `config` is the one that `encoder`
+    was made with. Raises BundleError like `Encoder.embed`, and DataError if `cache` cannot be used.
     """
-    key = encoder.feature_key
+    key, pace = encoder.feature_key, pace_of(config)
 
-    def looked_up(batch: Sequence[_Read]) -> tuple[Sequence[_Read], dict[str, F32]]:
-        hashes = [one.hash for one in batch if isinstance(one.data, bytes)]
-        return batch, {} if cache is None else cache.get(hashes, key)
-
-    batches = [asked[i : i + batch_size] for i in range(0, len(asked), batch_size)]
-    # Files are read and decoded in threads; the cache is used in this one.
-    known = map(looked_up, prefetch(_read, batches))
-    for batch, cached, pixels in prefetch(lambda some: _decode(some, preprocessing), known):
-        yield from (Skipped(one.asked.path, one.data) for one in batch if isinstance(one.data, str))
-        features = dict(cached)
-        if pixels:
-            encoded = encoder.embed(np.stack(list(pixels.values())))  # (B, D)
-            fresh = dict(zip(pixels, encoded, strict=True))
-            features |= fresh
+    def looked_up(files: Iterable[list[_File]]) -> Iterator[_File]:
+        for batch in files:
+            known: dict[str, F32] = {}
             if cache is not None:
-                cache.put(fresh, key)
-        usable = [one for one in batch if one.hash in features]
-        if not usable:
-            continue
-        vectors = np.stack([features[one.hash] for one in usable])  # (B, D)
-        found = classify(vectors, classes, model)
-        for i, one in enumerate(usable):
-            adapted = None if found.adapted is None else found.adapted[i]
-            yield Prediction(one.asked, found.zero_shot[i], adapted, float(found.scores[i]))
+                known = cache.get([one.hash for one in batch if one.hash], key)
+            yield from (replace(one, feature=known.get(one.hash)) for one in batch)
+
+    def decoded(file: _File) -> _File:
+        return _decode(file, preprocessing, fast=config.fast)
+
+    # Files are read and decoded in threads; the cache is used in this one.
+    with (
+        closing(pace.batches(_read, asked)) as files,
+        closing(pace.batches(decoded, looked_up(files))) as batches,
+    ):
+        for batch in batches:
+            yield from (Skipped(one.asked.path, one.reason) for one in batch if one.reason)
+            features = {one.hash: one.feature for one in batch if one.feature is not None}
+            pixels = {one.hash: one.pixels for one in batch if one.pixels is not None}
+            if pixels:
+                encoded = encoder.embed(np.stack(list(pixels.values())))  # (B, D)
+                fresh = dict(zip(pixels, encoded, strict=True))
+                features |= fresh
+                if cache is not None:
+                    cache.put(fresh, key)
+            usable = [one.asked for one in batch if not one.reason]
+            if not usable:
+                continue
+            vectors = np.stack([features[one.hash] for one in batch if not one.reason])  # (B, D)
+            batch.clear()  # frees the pixels before the next batch is complete
+            pixels.clear()
+            found = classify(vectors, classes, model)
+            for i, one_asked in enumerate(usable):
+                adapted = None if found.adapted is None else found.adapted[i]
+                yield Prediction(one_asked, found.zero_shot[i], adapted, float(found.scores[i]))
 
 
-@dataclass(frozen=True)
-class _Read:
+@dataclass(frozen=True, eq=False)
+class _File:
+    """A picture file on its way to its feature: `feature`, `pixels` or `reason` is the result."""
+
     asked: Asked
-    hash: str  # empty if the file could not be read
-    data: bytes | str  # the file's bytes, or why the picture is skipped
+    hash: str = ""  # empty if the file could not be read
+    data: bytes = b""  # content of the file, until it is decoded
+    feature: F32 | None = None  # (D,), from the cache
+    pixels: F32 | None = None  # (3, S, S)
+    reason: str = ""  # not empty if the picture is skipped
 
 
-def _read(batch: Sequence[Asked]) -> list[_Read]:
-    return [_read_file(one) for one in batch]
-
-
-def _read_file(asked: Asked) -> _Read:
+def _read(asked: Asked) -> _File:
     try:
         data = asked.path.read_bytes()
     except OSError as error:
-        return _Read(asked, "", unreadable(error))
-    return _Read(asked, picture_hash(data), data)
+        return _File(asked, reason=unreadable(error))
+    return _File(asked, picture_hash(data), data)
 
 
-def _decode(
-    known: tuple[Sequence[_Read], dict[str, F32]], preprocessing: Preprocessing
-) -> tuple[list[_Read], dict[str, F32], dict[str, F32]]:
-    """Decode the pictures whose feature is not known; return their pixels by hash as well."""
-    batch, features = known
-    pixels: dict[str, F32] = {}
-    done: list[_Read] = []
-    for one in batch:
-        if isinstance(one.data, bytes) and one.hash not in features and one.hash not in pixels:
-            try:
-                pixels[one.hash] = decode(one.data, preprocessing)
-            except DataError as error:
-                done.append(replace(one, data=str(error)))
-                continue
-        done.append(one)
-    return done, features, pixels
+def _decode(file: _File, preprocessing: Preprocessing, *, fast: bool) -> _File:
+    """Decode a picture whose feature is not known."""
+    if file.reason or file.feature is not None:
+        return replace(file, data=b"")
+    try:
+        return replace(file, data=b"", pixels=decode(file.data, preprocessing, fast=fast))
+    except DataError as error:
+        return replace(file, data=b"", reason=str(error))

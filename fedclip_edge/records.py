@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 U8 = NDArray[np.uint8]
+BOOL = NDArray[np.bool_]
 Scalar = str | int | float | bool
 Arrays = Mapping[str, F32]
 Sums = Mapping[str, I64]

@@ -29,9 +29,10 @@ def predicted(
     bundle: Bundle, paths: list[Path], model: Model | None, batch_size: int = 4
 ) -> list[Prediction | Skipped]:
     asked, _ = find_pictures(paths, bundle.classes.names)
-    encoder = open_encoder(bundle, EncoderConfig())
+    config = EncoderConfig(batch_size=batch_size)
+    encoder = open_encoder(bundle, config)
     preprocessing = bundle.manifest.preprocessing
-    return list(predict_pictures(asked, encoder, preprocessing, bundle.classes, model, batch_size))
+    return list(predict_pictures(asked, encoder, preprocessing, bundle.classes, model, config))
 
 
 def softmax(logits: F32) -> F32:

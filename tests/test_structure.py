@@ -35,6 +35,7 @@ RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
 
 HOMES = {
     "onnxruntime": ("vision/encoder.py", "exporting/"),
+    "openvino": ("vision/openvino_session.py",),
     "torch": ("learning/", "exporting/", "demo/train_tiny_clip.py"),
     "watchfiles": ("agent/file_events.py",),
     "paho": ("transport/mqtt.py", "transport/paho_client.py"),
@@ -166,6 +167,7 @@ def test_places_hold_no_python(place: str) -> None:
 HEAVY = (
     "torch",
     "onnxruntime",
+    "openvino",
     "paho",
     "open_clip",
     "onnx",

@@ -86,7 +86,7 @@ def _limit(folder: Path, encoder: EncoderConfig) -> None:
     """Limit this process. On a GPU, memory and files are not: its driver needs both."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CPU, (_CPU_S, _CPU_S))
-    if encoder.provider == "cpu":
+    if encoder.runs_on == "cpu":
         sys.dont_write_bytecode = True
         size = sum(file.stat().st_size for file in folder.iterdir())
         memory = _FIXED_BYTES + _COPIES * size

@@ -51,7 +51,7 @@ class CacheQuota:
             with FeatureCache(self.cache) as cache:
                 if cache.held_bytes() <= limit_bytes:
                     return  # the file is larger only by what is free in it
-                cache.note_use(self.needed(), self.feature_key, today)
+                cache.note_use(tuple(self.needed()), self.feature_key, today)
                 deleted = cache.trim(limit_bytes, unused_since=today)
                 held = cache.held_bytes()
         except (DataError, DiskError) as error:

@@ -52,7 +52,7 @@ class Encoding:
                 self._encoder,
                 cache,
                 self.bundle.manifest.preprocessing,
-                batch_size=self.config.batch_size,
+                self.config,
                 progress=progress,
             )
         hashes = {picture.path: picture.hash for picture in pictures}

@@ -132,7 +132,7 @@ def prepare_pictures(
         skipped=len(left_out.skipped),
         unlabelled=len({picture.hash for picture in dataset.unlabelled}) or None,
         seconds=encode_s,
-        provider=config.encoder.provider,
+        provider=config.encoder.label,
     )
     return DevicePictures(
         sides=sides,
@@ -169,7 +169,7 @@ def read_features(config: AgentConfig, bundle: Bundle, sides: Sides) -> DeviceFe
                 encoder,
                 cache,
                 bundle.manifest.preprocessing,
-                batch_size=config.encoder.batch_size,
+                config.encoder,
             )
             encoder_id = bundle.manifest.encoder_id
             found[side] = Features(embedded.vectors, embedded.labels, encoder_id)

@@ -61,9 +61,12 @@ class Monitor:
         self._text = text
         self._written_at = -math.inf
         self._has_failed = False
-        self.metrics.set(
-            "fedclip_edge_agent_info", 1, version=__version__, provider=config.encoder.provider
-        )
+        self.name_provider(config.encoder.label)
+
+    def name_provider(self, provider: str) -> None:
+        """Set the provider of the encoder: an EncoderConfig.label."""
+        labels = {"version": __version__, "provider": provider}
+        self.metrics.replace("fedclip_edge_agent_info", [(labels, 1)])
 
     def note(self, event: str, fields: Fields) -> None:
         """Count a log event, and take its figures."""

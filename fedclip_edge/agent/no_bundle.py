@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fedclip_edge import __version__
 from fedclip_edge.agent.trainer import allowed_methods
 from fedclip_edge.config.agent import AgentConfig
 from fedclip_edge.errors import ConfigError
@@ -29,6 +30,7 @@ class NoBundle:
             codecs=tuple(CODECS),
             min_per_class=self.config.min_per_class,
             pictures=Pictures(),
+            version=__version__,
         )
 
     def shapes(self, plan: Plan, closed: int) -> Shapes:

@@ -11,7 +11,7 @@ import functools
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedclip_edge import log
@@ -51,6 +51,7 @@ from fedclip_edge.transport.base import Connected, Disconnected, Traffic, device
 from fedclip_edge.transport.mqtt import PahoTransport
 from fedclip_edge.vision.bundle import Bundle, key_of
 from fedclip_edge.vision.embedding import Progress
+from fedclip_edge.vision.provider_choice import choose_provider
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +107,8 @@ def serve(
         if bundle is not None:
             listeners = [early.tell, progress, None if box.monitor is None else box.monitor.tell]
             watch = parts.enter_context(watched(config, bundle))
-            trainer, rescan = _prepare(box, bundle, watch, duties, _each(listeners))
+            chosen = _with_provider(box, bundle)
+            trainer, rescan = _prepare(box, chosen, bundle, watch, duties, _each(listeners))
         attempts, has_connected = 0, False  # attempts in a row that failed
         while True:
             try:
@@ -163,11 +165,18 @@ def serve(
 
 
 def _prepare(
-    box: Box, bundle: Bundle, watch: FolderWatch, duties: Duties, progress: Progress
+    box: Box,
+    config: AgentConfig,
+    bundle: Bundle,
+    watch: FolderWatch,
+    duties: Duties,
+    progress: Progress,
 ) -> tuple[LocalTrainer, Rescan]:
-    """Have the device's pictures encoded; return the learner, and the rescans of the folder."""
-    config, cache = box.config, box.config.state_dir / CACHE
-    limits = box.settings.limits
+    """Have the device's pictures encoded; return the learner, and the rescans of the folder.
+
+    `config` has the provider that was chosen.
+    """
+    cache, limits = config.state_dir / CACHE, box.settings.limits
     encoder = EncoderProcess(box.children, bundle, config.encoder, cache, limits)
     encoder.between = duties.look
     duties.watch(encoder.worker)
@@ -205,6 +214,20 @@ def _begins_again(box: Box, session: Session, chosen_at: int) -> bool:
     """True if another bundle was fetched or chosen by `bundle rollback`, or settings changed."""
     has_other_bundle = session.has_other_bundle or box.store.changed_at() != chosen_at
     return has_other_bundle or box.settings.is_new
+
+
+def _with_provider(box: Box, bundle: Bundle) -> AgentConfig:
+    """The settings with the provider that runs this encoder, in place of "auto"."""
+
+    def meanwhile() -> None:
+        SYSTEMD.status("tries the providers of its encoder")
+        SYSTEMD.turn()
+
+    config = box.config
+    chosen = choose_provider(bundle, config.encoder, config.state_dir, box.children, meanwhile)
+    if box.monitor is not None:
+        box.monitor.name_provider(chosen.label)
+    return replace(config, encoder=chosen)
 
 
 def _no_traffic() -> Traffic | None:

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from fedclip_edge import log
+from fedclip_edge import __version__, log
 from fedclip_edge.agent.features import DevicePictures, Sides
 from fedclip_edge.agent.withholding import Numbers, count_shared, log_withheld
 from fedclip_edge.config.agent import AgentConfig
@@ -103,7 +103,8 @@ class LocalTrainer:
                 withheld=int(shared.withheld.sum()),
                 by_class=self._by_class(shared) if self.config.reports else {},
             ),
-            provider=self.config.encoder.provider,
+            provider=self.config.encoder.label,
+            version=__version__,
         )
 
     def _by_class(self, shared: Numbers) -> dict[str, tuple[int, ...]]:

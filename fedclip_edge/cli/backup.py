@@ -15,10 +15,10 @@ _PATH = click.Path(path_type=Path)
 def backup(config: Path, file: Path) -> None:
     """Write a coordinator's state and keys to one file.
 
-    It holds fleet.toml, the journal, the models of finished runs, the registry of devices, the
-    certificates and keys. If CONFIG uses the operator's folder that `broker init` made, all of that
-    folder is in it, with the authority's key. The bundle is not in it. Only you can read FILE; keep
-    it secret. An earlier backup of the same fleet under this name is replaced.
+    It holds fleet.toml, the journal, the models of finished runs, published classes, the registry
+    of devices, the certificates and keys. If CONFIG uses the operator's folder that `broker init`
+    made, all of that folder is in it, with the authority's key. The bundle is not in it. Only you
+    can read FILE; keep it secret. An earlier backup of the same fleet under this name is replaced.
 
     `serve` may run meanwhile. CONFIG is the fleet's fleet.toml, and FILE a tar file.
     """
@@ -48,9 +48,11 @@ def restore(file: Path, folder: Path) -> None:
         f"{_run(made.run, made.closed, made.rounds)}"
     )
     if not Path(made.bundle).is_dir():
+        # Published classes are in the backup; the bundle then has others.
+        classes = "" if made.has_published else f", classes {made.classes_digest[:12]}"
         click.echo(
             f"first  copy the bundle to {made.bundle}, or set 'bundle' in fleet.toml (encoder "
-            f"{made.encoder_id[:12]}, classes {made.classes_digest[:12]})"
+            f"{made.encoder_id[:12]}{classes})"
         )
     registry = next((name for name in made.files if name.endswith("devices.json")), None)
     if registry is not None:

@@ -163,6 +163,54 @@ def rotate(folder: Path) -> None:
 
 @broker.command()
 @click.argument("folder", type=click.Path(path_type=Path), default="site")
+@click.option(
+    "--finish",
+    is_flag=True,
+    help="End the time in which both authorities are valid. The earlier one is deleted.",
+)
+@click.option(
+    "--cut-off",
+    is_flag=True,
+    help="With --finish: also if devices have no new certificate; the broker then refuses them.",
+)
+def replace_authority(folder: Path, finish: bool, cut_off: bool) -> None:
+    """Replace the certificate authority, in two steps.
+
+    The first step makes a new authority. From then on the broker accepts the certificates of both,
+    and each box gets its new files at any time: `renew` makes its certificate. The step with
+    --finish ends that time, when every box has its files.
+
+    FOLDER is the one that `broker init` created, by default `site`.
+    """
+    from fedclip_edge.pki import replacement
+    from fedclip_edge.pki.site import Folder
+
+    if cut_off and not finish:
+        raise click.UsageError("--cut-off needs --finish.")
+    site = Folder(folder.absolute())
+    if finish:
+        ended = replacement.finish(site, cut_off=cut_off)
+        click.echo(
+            f"""the earlier authority of {ended.registry.fleet} is deleted
+1  copy {site.broker} to the broker's host, and restart the broker: it then refuses the earlier
+   certificates"""
+        )
+        if ended.cut_off:
+            click.echo(f"refused then: {', '.join(ended.cut_off)}")
+        return
+    made = replacement.begin(site)
+    click.echo(
+        f"""{made.registry.fleet} has a new authority; the broker accepts both until --finish
+1  copy {site.broker} to the broker's host, and restart the broker: SIGHUP is not enough
+2  if `serve` uses a copy of {site.coordinator}, replace the copy; restart `serve`
+3  run `fedclip-edge renew ID` for each device (there are {len(made.registry.to_renew)}); copy the
+   two files that it names to the box, and restart the agent
+4  when all boxes work with them: fedclip-edge broker replace-authority {folder} --finish"""
+    )
+
+
+@broker.command()
+@click.argument("folder", type=click.Path(path_type=Path), default="site")
 @click.option("--host", required=True, help="New host name or IP address of the broker.")
 @click.option(
     "--port",

@@ -36,20 +36,24 @@ _ID = 12  # hex digits of a hash that people compare
 def device_table(rows: Sequence[Mapping[str, Any]], stream: TextIO, *, costs: bool = True) -> str:
     """Format devices as a table, and the reasons for their states below it.
 
-    With `costs`, it also has their contributions, bytes, seconds, providers and certificates.
+    With `costs`, it also has their contributions, bytes, seconds, providers, versions and
+    certificates.
     """
     has_own = any("personal" in row["accuracy"] for row in rows)
     kinds = ("zero_shot", "federated", "personal")[: 2 + has_own]
     head = ["device", "state", "seen", "pictures", "zero-shot", "shared", "own"][: 6 + has_own]
-    head += ["gain", "norm", "rounds", "up", "down", "encode", "train", "wait", "runs on", "cert."]
+    head += ["gain", "norm"]
+    head += ["rounds", "up", "down", "encode", "train", "wait", "runs on", "version", "cert."]
     units = ["", "", "ago", "tr+val+te", "%", "%", "%"][: 6 + has_own]
-    units += ["points", "", "sent", "kB", "kB", "s", "s", "s", "", "ends"]
-    first, last = range(1, len(units) - 8), range(len(units) - 8, len(units))
+    units += ["points", ""]
+    first = range(1, len(units))
+    units += ["sent", "kB", "kB", "s", "s", "s", "", "", "ends"]
+    last = range(first.stop, len(units))
     shown = len(head) if costs else last.start
     table = aligned(
         [line[:shown] for line in (head, units, *(_cells(row, kinds) for row in rows))],
         width=width_of(stream),
-        align=("ll" + "r" * (len(head) - 4) + "ll")[:shown],
+        align=("ll" + "r" * (len(head) - 5) + "lll")[:shown],
         parts=[first, last] if costs else [first],
         colours=["bold", "bright_black", *(COLOURS[row["state"]] for row in rows)]
         if has_colour(stream)
@@ -69,6 +73,7 @@ def device_text(found: Mapping[str, Any], row: Mapping[str, Any], stream: TextIO
         ("domain", row["domain"]),
         ("roles", ", ".join(row["roles"])),
         ("provider", row["provider"] or ""),
+        ("version", _version(row["version"], found["version"])),
         ("bundle", _bundle(row, ours)),
         ("certificate", f"ends {row['certificate_ends']}" if row["certificate_ends"] else ""),
         ("contributions", f"{row['contributions']}; norm of the last one {norm(row['norm'])}"),
@@ -146,8 +151,16 @@ def _cells(row: Mapping[str, Any], kinds: Sequence[str]) -> tuple[str, ...]:
         _s(row["train_s"]),
         _s(row["wait_s"]),
         row["provider"] or "-",
+        row["version"] or "-",
         row["certificate_ends"] or "-",
     )
+
+
+def _version(theirs: str | None, ours: str) -> str:
+    """The version of a device's program, and the coordinator's if that is another one."""
+    if not theirs:
+        return ""
+    return theirs if theirs == ours else f"{theirs}; the coordinator has {ours}"
 
 
 def _bundle(row: Mapping[str, Any], ours: Mapping[str, str]) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import os
+import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
+
+from fedclip_edge.processes.cores import usable_cores
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -24,26 +26,61 @@ def cache_option(command: F) -> F:
 
 
 def encoder_options(command: F) -> F:
-    """Add --provider, --threads and --engine-dir to a command; it gets arguments of these names."""
-    provider = click.option(
-        "--provider",
-        default="cpu",
-        show_default=True,
-        type=click.Choice(["cpu", "cuda", "tensorrt"]),
-        help="Where the encoder runs: on the CPU, on an NVIDIA GPU (cuda), or on an NVIDIA GPU "
-        "through TensorRT.",
+    """Add --provider, --precision, --threads and --engine-dir to a command.
+
+    It gets one argument for them, `encoder`, an EncoderConfig.
+    """
+
+    @functools.wraps(command)
+    def run(
+        *arguments: Any,
+        provider: Any,
+        precision: Any,
+        threads: int,
+        engine_dir: Path | None,
+        **others: Any,
+    ) -> Any:
+        from fedclip_edge.config.agent import EncoderConfig
+
+        try:
+            encoder = EncoderConfig(provider, precision, threads, engine_dir=engine_dir)
+        except ValueError as error:
+            raise click.UsageError(f"--{error}.") from error
+        return command(*arguments, encoder=encoder, **others)
+
+    options = (
+        click.option(
+            "--provider",
+            default="cpu",
+            show_default=True,
+            type=click.Choice(["cpu", "cuda", "tensorrt", "openvino", "coreml"]),
+            help="Where the encoder runs: on the CPU by ONNX Runtime (cpu) or by OpenVINO "
+            "(openvino), on an NVIDIA GPU (cuda), or through TensorRT or Apple's Core ML.",
+        ),
+        click.option(
+            "--precision",
+            default="fp32",
+            show_default=True,
+            type=click.Choice(["fp32", "bf16"]),
+            help="Numbers that the encoder computes with: as it was exported (fp32), or bf16, "
+            "which is faster on processors that have it; used with --provider openvino.",
+        ),
+        click.option(
+            "--threads",
+            default=usable_cores,
+            show_default="all cores",
+            type=click.IntRange(1),
+            help="Number of threads that decode pictures, and that encode them with --provider cpu "
+            "and openvino.",
+        ),
+        click.option(
+            "--engine-dir",
+            type=click.Path(file_okay=False, path_type=Path),
+            help="Folder in which TensorRT keeps its compiled engines; used with --provider "
+            "tensorrt. [default: the user's cache folder]",
+        ),
     )
-    threads = click.option(
-        "--threads",
-        default=lambda: len(os.sched_getaffinity(0)),
-        show_default="all cores",
-        type=click.IntRange(1),
-        help="Number of CPU threads for the encoder; used with --provider cpu.",
-    )
-    engine_dir = click.option(
-        "--engine-dir",
-        type=click.Path(file_okay=False, path_type=Path),
-        help="Folder in which TensorRT keeps its compiled engines; used with --provider tensorrt. "
-        "[default: the user's cache folder]",
-    )
-    return provider(threads(engine_dir(command)))
+    wrapped: Any = run
+    for option in reversed(options):
+        wrapped = option(wrapped)
+    return cast("F", wrapped)

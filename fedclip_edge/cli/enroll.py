@@ -184,13 +184,16 @@ def renew(id: str, out: Path | None, days: int, site: Path) -> None:
     """Write a new certificate for a device.
 
     Renew it before the old one expires. The device ID keeps its key. Copy the certificate to the
-    box as device.crt and restart the agent.
+    box as device.crt and restart the agent. While the authority is being replaced, copy its
+    certificate too.
     """
     from fedclip_edge.pki import enrolment
     from fedclip_edge.pki.site import Folder
 
-    path = enrolment.renew(Folder(site.absolute()), id, out=out, days=days)
-    click.echo(f"{path}: copy it to the box as device.crt and restart the agent")
+    folder = Folder(site.absolute())
+    path = enrolment.renew(folder, id, out=out, days=days)
+    also = f", also {folder.path / 'ca.crt'} as ca.crt," if folder.earlier.is_dir() else ""
+    click.echo(f"{path}: copy it to the box as device.crt{also} and restart the agent")
 
 
 @click.command()

@@ -68,11 +68,13 @@ def _forget(config: FleetConfig, device: str, **choices: bool) -> dict[str, Any]
 
     try:
         path = control.socket_path(config.journal)
-        return {**control.ask(path, "forget", device=device, **choices), "serving": True}
+        done = control.ask(path, "forget", device=device, **choices)
     except control.NotServingError:
         log.mute()  # the steps of a computation that nobody follows
-        done = forgetting.forget_offline(config, device, **choices)
-        return {**done.to_json(), "serving": False}
+        offline = forgetting.forget_offline(config, device, **choices)
+        return {**offline.to_json(), "serving": False}
+    failure = forgetting.erase(config.journal, lambda: int(control.ask(path, "erase")["left"]))
+    return {**done, "failures": [*done["failures"], *filter(None, [failure])], "serving": True}
 
 
 def _lines(done: dict[str, Any], config: FleetConfig) -> Iterator[str]:
@@ -95,6 +97,11 @@ def _lines(done: dict[str, Any], config: FleetConfig) -> Iterator[str]:
         yield f"{path}: {'written again' if Path(path).exists() else 'deleted'}"
     for path in done["remaining_files"]:
         yield f"{path}: still contains {device}"
+    if done["serving"]:
+        yield (
+            "the journal is erased; unused parts of its pages may hold copies of rows that SQLite "
+            "moved, until `serve` is started again"
+        )
     yield (
         "not covered: backups, logs, exported classifiers, and the models that devices have "
         "downloaded"

@@ -28,6 +28,7 @@ from fedclip_edge.cli.export_classifier import export_classifier
 from fedclip_edge.cli.forget import forget
 from fedclip_edge.cli.group import Group
 from fedclip_edge.cli.predict import predict
+from fedclip_edge.cli.review import review
 from fedclip_edge.cli.run import run
 from fedclip_edge.cli.runs import runs
 from fedclip_edge.cli.serve import serve
@@ -63,6 +64,7 @@ _EXTRAS = {
     "export": "export",
     "export-classifier": "export",
     "predict": "agent",
+    "review": "agent",
     "run": "tracking",
     "serve": "serve",
     "simulate": "simulate",
@@ -89,6 +91,7 @@ for _command in (
     agent,
     doctor,
     predict,
+    review,
     simulate,
     export_classifier,
 ):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
 
 from fedclip_edge.cli.encoder_options import cache_option, encoder_options
+
+if TYPE_CHECKING:
+    from fedclip_edge.config.agent import EncoderConfig
 
 _PATH = click.Path(path_type=Path)
 
@@ -81,9 +84,7 @@ def predict(
     unknown_below: float | None,
     no_unknown: bool,
     cache: Path | None,
-    provider: Any,
-    threads: int,
-    engine_dir: Path | None,
+    encoder: EncoderConfig,
 ) -> None:
     """Label pictures with the classes of a bundle, or on a device with the model that it uses.
 
@@ -106,7 +107,6 @@ def predict(
     from fedclip_edge.cli import predict_source
     from fedclip_edge.cli.predict_output import Rows, Table, Tally, csv_bytes
     from fedclip_edge.cli.progress import note, progress_bar
-    from fedclip_edge.config.agent import EncoderConfig
     from fedclip_edge.errors import DataError
     from fedclip_edge.learning.classification import threshold_of
     from fedclip_edge.learning.run_steps import exchanges
@@ -123,10 +123,9 @@ def predict(
         source = predict_source.named(bundle, model, journal)
     trained, manifest, names = source.trained, source.bundle.manifest, source.classes.names
     asked, left_out = find_pictures(pictures, names)
-    options = EncoderConfig(provider, threads, engine_dir=engine_dir)
     if source.encoder is not None and not _is_given("provider"):
-        options = replace(source.encoder, threads=threads)
-    encoder = LazyEncoder(source.bundle, options)
+        encoder = replace(source.encoder, threads=encoder.threads)
+    embedder = LazyEncoder(source.bundle, encoder)
     for caution in bundle_warnings(manifest):
         note(caution)
 
@@ -146,10 +145,11 @@ def predict(
             table = Table(asked, rows)
         results = predict_pictures(
             asked,
-            encoder,
+            embedder,
             manifest.preprocessing,
             source.classes,
             None if trained is None else trained.model,
+            encoder,
             cache=known,
         )
         for done, result in enumerate(results, start=1):

@@ -49,6 +49,7 @@ def of_device(config: Path | None, model: str | None, journal: Path) -> Source:
     from fedclip_edge.agent.bundle_store import BundleStore, fetched_folder
     from fedclip_edge.agent.model_in_use import ModelChoice
     from fedclip_edge.config.agent import load_agent
+    from fedclip_edge.vision.provider_choice import kept_provider
 
     path = _agent_file(config)
     settings = load_agent(path)
@@ -70,9 +71,8 @@ def of_device(config: Path | None, model: str | None, journal: Path) -> Source:
         )
         in_use = choice.current
         found = Source(found.bundle, in_use.classes, in_use.trained, "the device has no model yet")
-    return Source(
-        found.bundle, found.classes, found.trained, found.zero_shot_because, settings.encoder
-    )
+    encoder = kept_provider(found.bundle, settings.encoder, settings.state_dir)
+    return Source(found.bundle, found.classes, found.trained, found.zero_shot_because, encoder)
 
 
 def _agent_file(config: Path | None) -> Path:

@@ -32,7 +32,7 @@ def run() -> None:
     show_default=True,
     metavar="MODEL",
     help="The model that the run starts from: zero-shot; last, for that of the newest run that is "
-    "done; or the id of a run. It needs the same method, classes and encoder.",
+    "done; or the id of a run. It needs the same method and encoder. The classes may have changed.",
 )
 def start(config: Path, start: str) -> None:
     """Start a new run, with the settings that are in CONFIG now.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,6 +14,7 @@ from fedclip_edge.cli.simulate_inputs import open_hosts, read_pool
 from fedclip_edge.cli.simulate_progress import Show
 
 if TYPE_CHECKING:
+    from fedclip_edge.config.agent import EncoderConfig
     from fedclip_edge.simulating.comparison import Choices
     from fedclip_edge.simulating.pool import Pool
     from fedclip_edge.simulating.results import Outcome
@@ -190,9 +191,7 @@ def simulate(
     out: Path,
     as_json: bool,
     cache: Path | None,
-    provider: Any,
-    threads: int,
-    engine_dir: Path | None,
+    encoder: EncoderConfig,
 ) -> None:
     """Compare methods on many virtual devices.
 
@@ -224,7 +223,6 @@ def simulate(
           the upper reference
     """  # noqa: D301 - click reads the backslash
     from fedclip_edge import log
-    from fedclip_edge.config.agent import EncoderConfig
     from fedclip_edge.simulating import comparison
 
     # Imported here so that a missing jinja2 is reported now, not after hours.
@@ -249,7 +247,6 @@ def simulate(
         noisy=noisy,
         min_per_class=min_per_class,
     )
-    encoder = EncoderConfig(provider, threads, engine_dir=engine_dir)
     pool = read_pool(data, bundle, features, cache, encoder, validation)
     comparison.check(choices, pool)
     out.mkdir(parents=True, exist_ok=True)

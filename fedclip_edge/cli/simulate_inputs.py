@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,6 +67,7 @@ def open_hosts(
         from fedclip_edge.simulating.ray_cluster import RayWorkers
 
         return RayWorkers(pool, address, workers)
+    from fedclip_edge.processes.cores import usable_cores
     from fedclip_edge.simulating.workers import Workers
 
-    return Workers(pool, workers or len(os.sched_getaffinity(0)))
+    return Workers(pool, workers or usable_cores())

@@ -36,6 +36,7 @@ def status_text(status: Mapping[str, Any], stream: TextIO) -> str:
         ("devices", _counts(status["counts"])),
         ("accuracy", _accuracy(status["accuracy"])),
         ("data", f"{updates} of updates in this run; the model has {model}"),
+        ("traffic", _traffic(status["traffic"])),
         ("certificates", _certificates(status["certificates"])),
         ("refused", _refused(status["refused_messages"])),
     ]
@@ -125,6 +126,15 @@ def _certificates(ends: Mapping[str, Any]) -> str:
         first = ends["first_device"]
         said.append(f"of the devices, that of {first['id']} ends first: {first['ends']}")
     return "; ".join(said)
+
+
+def _traffic(traffic: Mapping[str, int] | None) -> str:
+    if traffic is None:
+        return ""
+    return (
+        f"the coordinator has sent {_size(traffic['up'])} and received {_size(traffic['down'])} "
+        "since it started"
+    )
 
 
 def _refused(count: int) -> str:

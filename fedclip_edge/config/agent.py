@@ -67,19 +67,45 @@ class InboxConfig:
     folder: Path  # folder of the unlabelled pictures, with or without subfolders
 
 
+Provider = Literal["auto", "cpu", "cuda", "tensorrt", "openvino", "coreml"]
+Arithmetic = Literal["auto", "fp32", "bf16"]
+
+
 @dataclass(frozen=True)
 class EncoderConfig:
     """Settings for running the encoder on this box."""
 
-    # where ONNX Runtime runs the encoder; there is no fallback to another provider
-    provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"
-    threads: int = 1  # CPU threads of the encoder
-    batch_size: int = 8  # pictures encoded at once; 8 is fastest for ViT-B-32 on a CPU
+    # where the encoder runs. "auto" takes the fastest provider that computes the bundle's features
+    # on this box; one that is named is used, or the agent stops.
+    provider: Provider = "auto"
+    # numbers that the encoder computes with: bf16 is faster on processors that have it, and less
+    # exact; only OpenVINO offers it. "auto" takes bf16 where it is faster and exact enough.
+    precision: Arithmetic = "auto"
+    threads: int = 0  # for decoding, and for an encoder on the CPU; 0: one for each usable core
+    batch_size: int = 0  # pictures encoded at once; 0: chosen for the number of threads
     engine_dir: Path | None = None  # folder of TensorRT engines; default: the user's cache folder
+    fast: bool = False  # decode JPEGs at a lower resolution: faster, with slightly other features
 
     def __post_init__(self) -> None:
-        require(self.threads >= 1, f"threads: expected 1 or more, got {self.threads}")
-        require(self.batch_size >= 1, f"batch_size: expected 1 or more, got {self.batch_size}")
+        require(
+            self.precision != "bf16" or self.provider in ("auto", "openvino"),
+            f"precision: 'bf16' needs provider 'openvino' or 'auto', got {self.provider!r}",
+        )
+        for name in ("threads", "batch_size"):
+            value = getattr(self, name)
+            require(value >= 0, f"{name}: expected 0 (chosen here) or more, got {value}")
+
+    @property
+    def runs_on(self) -> str:
+        """The provider. "auto" is the CPU unless an agent has replaced it by its choice."""
+        if self.provider != "auto":
+            return self.provider
+        return "openvino" if self.precision == "bf16" else "cpu"
+
+    @property
+    def label(self) -> str:
+        """Provider and numbers, which decide the features: "cpu", or "openvino-bf16"."""
+        return f"{self.runs_on}-bf16" if self.precision == "bf16" else self.runs_on
 
 
 @dataclass(frozen=True)

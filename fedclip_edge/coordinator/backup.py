@@ -7,9 +7,11 @@
     coordinator/      registry, certificates and key
     site/             instead of coordinator/, if fleet.toml uses the operator's folder: all of it,
                       with the authority's key
+    journal.bundles/  the classes that were published since, without the encoder
     models/           the models of finished runs
 
-The bundle is not in it: it is large, and the devices have copies. backup.json names it.
+The bundle is not in it: it is large, and the devices have copies. backup.json names it. The
+published bundles get their encoder from it after a restore (bundle_choice.py).
 
 Laws:
 - A backup is made while the coordinator runs, and is one state of the journal. The journal's copy
@@ -35,6 +37,7 @@ from typing import Any
 from fedclip_edge import __version__
 from fedclip_edge.config.fleet import FleetConfig, load_fleet
 from fedclip_edge.coordinator.backup_file import (
+    BUNDLES,
     CONTENTS,
     FORMAT,
     Backup,
@@ -43,6 +46,7 @@ from fedclip_edge.coordinator.backup_file import (
     read_contents,
     sha256_of,
 )
+from fedclip_edge.coordinator.bundle_choice import files_to_back_up, published_folder
 from fedclip_edge.coordinator.journal import open_journal
 from fedclip_edge.coordinator.journal_tables import SCHEMA
 from fedclip_edge.errors import ConfigError
@@ -155,6 +159,8 @@ def _copy_files(config: FleetConfig, content: Path) -> tuple[Path | None, dict[s
         copied[own_key.resolve()] = "journal.key"
     for path in sorted((config.journal.parent / "models").glob("*.safetensors")):
         copied[path.resolve()] = f"models/{path.name}"
+    for path in files_to_back_up(config):
+        copied[path.resolve()] = f"{BUNDLES}/{path.parent.name}/{path.name}"
     if len(set(copied.values())) < len(copied):
         raise ConfigError(
             "two files of the coordinator have the same name in different folders; give them "
@@ -185,11 +191,12 @@ def _belongs(path: Path, site: Path, journal: Path) -> bool:
     """True for a file of the operator's folder that a backup holds.
 
     Not for locks and files that are being written, for archives of devices and earlier backups, and
-    for the journal, of which the backup has a copy.
+    for the journal and the published bundles, which have a place of their own in it.
     """
     is_hidden = any(part.startswith(".") for part in path.relative_to(site).parts)
     is_journal = path.parent == journal.parent and path.name.startswith(journal.name)
-    return not is_hidden and not is_journal and path.suffix != ".tar"
+    is_published = published_folder(journal) in path.parents
+    return not (is_hidden or is_journal or is_published) and path.suffix != ".tar"
 
 
 def _moved_toml(path: Path, config: FleetConfig, moved: Mapping[str, str]) -> str:

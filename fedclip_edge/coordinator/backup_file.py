@@ -22,6 +22,7 @@ from fedclip_edge.errors import ConfigError
 
 FORMAT = 1
 CONTENTS = "backup.json"
+BUNDLES = "journal.bundles"  # the folder of published bundles, next to journal.sqlite
 _PIECE_BYTES = 1 << 20
 
 
@@ -48,6 +49,11 @@ class Backup:
             path = PurePosixPath(name)
             if path.is_absolute() or ".." in path.parts or name in ("", ".", CONTENTS):
                 raise ValueError(f"files: {name!r} is not a name in a folder")
+
+    @property
+    def has_published(self) -> bool:
+        """True if published bundles are in the backup."""
+        return any(name.startswith(f"{BUNDLES}/") for name in self.files)
 
 
 def pack(content: Path, names: tuple[str, ...], target: Path) -> None:

@@ -8,13 +8,15 @@ Laws:
 - A restarted coordinator goes on with the bundle that its newest run began with.
 - A published bundle has the encoder of the one that fleet.toml names, and other classes. Another
   encoder in fleet.toml makes an end of what was published before.
+- A backup leaves out the files that a published bundle shares with the one that fleet.toml names,
+  because the encoder is large. After a restore they are taken from there again.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +27,7 @@ from fedclip_edge.errors import BundleError, ConfigError
 from fedclip_edge.pki.bundle_signature import SIGNATURE, read_signature, serial_in
 from fedclip_edge.storage.atomic import beside
 from fedclip_edge.vision.bundle import Bundle, read_bundle
-from fedclip_edge.vision.manifest import FILES, MANIFEST
+from fedclip_edge.vision.manifest import FILES, MANIFEST, read_manifest
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def choose_bundle(config: FleetConfig, run: Run | None) -> Bundle:
     Raises BundleError if the bundle that fleet.toml names is missing or damaged.
     """
     named = read_bundle(config.bundle)
-    published = [one for one in _published(config.journal) if _fits(one, named)]
+    published = [one for one in _published(config.journal, named) if _fits(one, named)]
     if run is None:
         return max([named, *published], key=lambda one: serial_in(one.folder))
     wanted = run.encoder_id, run.classes_digest
@@ -60,12 +62,17 @@ def choose_bundle(config: FleetConfig, run: Run | None) -> Bundle:
 
 
 def publish_classes(
-    config: FleetConfig, folder: Path, now_used: Bundle, export_key: str
+    config: FleetConfig,
+    folder: Path,
+    now_used: Bundle,
+    export_key: str,
+    keeps: Collection[Path] = (),
 ) -> Published:
     """Publish the bundle in `folder`, which has the encoder of the bundle `now_used`.
 
     It must be signed with `export_key` (64 hex digits; empty: with any key), and be newer than any
-    before. Raises ConfigError if it is not, OSError on a disk error.
+    before. Published bundles other than these two and those in the folders `keeps` are deleted.
+    Raises ConfigError if it cannot be used, OSError on a disk error.
     """
     try:
         bundle, signed = read_bundle(folder), read_signature(folder)
@@ -83,7 +90,8 @@ def publish_classes(
             f"{folder} has another encoder than {now_used.folder}, and only classes can be "
             "published; for another encoder, name the bundle in fleet.toml"
         )
-    last = max(serial_in(one.folder) for one in (now_used, *_published(config.journal)))
+    before = list(_published(config.journal, now_used))
+    last = max(serial_in(one.folder) for one in (now_used, *before))
     if signed.serial <= last:
         raise ConfigError(
             f"{folder} has the serial number {signed.serial}, and the newest bundle so far has "
@@ -92,14 +100,11 @@ def publish_classes(
     target = published_folder(config.journal) / f"{signed.serial}-{signed.manifest[:16]}"
     with beside(target) as new:
         for name in (*FILES, MANIFEST, SIGNATURE):
-            try:
-                os.link(folder / name, new / name)
-            except OSError:  # on another file system
-                shutil.copyfile(folder / name, new / name)
+            _link(folder / name, new / name)
         read_bundle(new)
         new.rename(target)
-    for other in _published(config.journal):  # the newest one, and that of the run, stay
-        if other.folder not in (target, now_used.folder):
+    for other in before:  # the newest one, that of the run, and those that are kept stay
+        if other.folder not in (now_used.folder, *keeps):
             shutil.rmtree(other.folder, ignore_errors=True)
     old, names = now_used.classes.names, bundle.classes.names
     return Published(
@@ -110,14 +115,54 @@ def publish_classes(
     )
 
 
-def _published(journal: Path) -> Iterator[Bundle]:
-    """Every published bundle that can be read, oldest first."""
-    folder = published_folder(journal)
-    for one in sorted(folder.glob("[0-9]*-*")) if folder.is_dir() else ():
+def files_to_back_up(config: FleetConfig) -> list[Path]:
+    """The files of the published bundles that the bundle in fleet.toml does not have too.
+
+    Raises BundleError if there is a published bundle, and the one in fleet.toml cannot be read.
+    """
+    if not _folders(config.journal):
+        return []
+    named = read_bundle(config.bundle)
+    return [
+        one.folder / name
+        for one in _published(config.journal, named)
+        if _fits(one, named)
+        for name in (*FILES, MANIFEST, SIGNATURE)
+        if name not in FILES or one.manifest.files[name] != named.manifest.files[name]
+    ]
+
+
+def _published(journal: Path, known: Bundle) -> Iterator[Bundle]:
+    """Every published bundle that can be read, oldest first.
+
+    Files that are missing since a restore are taken from the bundle `known`, if it has them.
+    """
+    for folder in _folders(journal):
         try:
-            yield read_bundle(one)
-        except BundleError as error:
+            _complete(folder, known)
+            yield read_bundle(folder)
+        except (BundleError, OSError) as error:
             log.event("published_bundle_damaged", reason=str(error))
+
+
+def _folders(journal: Path) -> list[Path]:
+    return sorted(published_folder(journal).glob("[0-9]*-*"))
+
+
+def _complete(folder: Path, known: Bundle) -> None:
+    path = folder / MANIFEST
+    for name, sha256 in read_manifest(path.read_bytes(), str(path)).files.items():
+        if sha256 == known.manifest.files[name] and not (folder / name).exists():
+            _link(known.folder / name, folder / name)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # on another file system
+        copy = target.with_name(f".{target.name}")
+        shutil.copyfile(source, copy)
+        copy.rename(target)
 
 
 def _fits(one: Bundle, other: Bundle) -> bool:

@@ -26,7 +26,7 @@ from fedclip_edge.coordinator.bundle_choice import choose_bundle, publish_classe
 from fedclip_edge.coordinator.control import Request, failure, success
 from fedclip_edge.coordinator.journal_tables import ZERO_SHOT
 from fedclip_edge.coordinator.server import Server, read_basis
-from fedclip_edge.errors import BundleError, ConfigError
+from fedclip_edge.errors import BundleError, ConfigError, JournalError
 
 _START = "start the next run with `fedclip-edge run start`"
 
@@ -222,6 +222,14 @@ def forget(server: Server, arguments: Forget) -> Change:
     return Change(take_effect)
 
 
+def erase(server: Server, arguments: NoArguments) -> dict[str, Any]:
+    """Erase some of what is left of deleted rows; raises ConfigError on a disk error."""
+    try:
+        return {"left": server.journal.erase_step()}
+    except JournalError as error:
+        raise ConfigError(str(error)) from error
+
+
 def _check_open(server: Server) -> None:
     """Raise ConfigError unless the newest run is under way."""
     course = server.course
@@ -274,9 +282,12 @@ def publish(server: Server, arguments: Publish) -> dict[str, Any]:
     """Publish the classes of a bundle for the next run; raises ConfigError if it cannot be used."""
     registry, run = server.coordinator.admission.registry, server.coordinator.run_state.run
     used = choose_bundle(server.config, run)
+    # The next run may start from the model of the last one that is done, and needs its classes.
+    done_run = server.journal.runs.last_done()
+    keeps = () if done_run is None else (choose_bundle(server.config, done_run).folder,)
     export_key = "" if registry is None else registry.export_key
     try:
-        done = publish_classes(server.config, arguments.bundle, used, export_key)
+        done = publish_classes(server.config, arguments.bundle, used, export_key, keeps)
     except OSError as error:
         raise ConfigError(f"{error.filename or arguments.bundle}: {error.strerror}") from error
     return dataclasses.asdict(done)
@@ -292,6 +303,7 @@ COMMANDS: Mapping[str, Command] = {
     "status": Command(status, Status),
     "devices": Command(devices, Devices),
     "forget": Command(forget, Forget),
+    "erase": Command(erase),
     "publish": Command(publish, Publish),
 }
 

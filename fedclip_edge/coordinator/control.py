@@ -32,6 +32,7 @@ from fedclip_edge.errors import ConfigError, LinkError
 
 MAX_LINE_BYTES = 2**20
 _ANSWERS_S = 60.0  # closing a round of many large updates takes seconds
+_SLOW_S = {"forget": 900.0}  # it adds up the contributions of all other devices again
 _PATH_BYTES = 107  # the longest path of a Unix socket on Linux (unix(7))
 _MODE = 0o600
 
@@ -149,12 +150,13 @@ def ask(path: Path, command: str, **arguments: Any) -> dict[str, Any]:
     not connect.
     """
     line = _line({"command": command, "arguments": arguments})
+    answers_s = _SLOW_S.get(command, _ANSWERS_S)
     try:
         with (
             _address(path) as address,
             socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link,
         ):
-            link.settimeout(_ANSWERS_S)
+            link.settimeout(answers_s)
             link.connect(address)
             link.sendall(line)
             with link.makefile("rb") as lines:
@@ -171,7 +173,7 @@ def ask(path: Path, command: str, **arguments: Any) -> dict[str, Any]:
         ) from None
     except TimeoutError:
         raise LinkError(
-            f"the coordinator behind {path} did not answer within {_ANSWERS_S:.0f} s; look at its "
+            f"the coordinator behind {path} did not answer within {answers_s:.0f} s; look at its "
             "log, then try again"
         ) from None
     except OSError as error:

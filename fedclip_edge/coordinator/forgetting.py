@@ -1,16 +1,21 @@
 """Removal of a device from the journal, and from the models that were made with it.
 
 Laws:
-- Nothing is changed, or everything is: all writes to the journal are one transaction. What follows
-  it, the model files and the erasing of free pages, is done again if `forget` is called again.
+- Nothing is changed, or everything is: all writes to the journal are one transaction, which
+  overwrites what it deletes. What follows it, the model files and the erasing of free pages, is
+  done again if `forget` is called again.
+- A coordinator that serves goes on while free pages are erased, in short steps. It rewrites the
+  whole file when it is started the next time.
 """
 
 from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+import math
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +26,11 @@ from fedclip_edge.coordinator.journal import Journal, open_journal
 from fedclip_edge.coordinator.journal_tables import ZERO_SHOT, Run
 from fedclip_edge.coordinator.run_state import open_run_state
 from fedclip_edge.coordinator.server import Basis, read_basis
-from fedclip_edge.errors import ConfigError, JournalError
+from fedclip_edge.errors import ConfigError, JournalError, LinkError
 from fedclip_edge.storage.sqlite import Connection
+
+_WAITS_S = 30.0  # for other processes that read the journal
+_ASKS_S = 0.2  # between two looks at whether they still do
 
 
 @dataclass(frozen=True)
@@ -89,7 +97,37 @@ def forget_offline(
     with contextlib.closing(journal):
         journal.check()
         basis = read_basis(config, journal.runs.last())
-        return forget(journal, device, basis, choices)
+        done = forget(journal, device, basis, choices)
+        try:
+            journal.rewrite()
+        except JournalError as error:
+            return replace(done, failures=(*done.failures, str(error)))
+    return done
+
+
+def erase(journal: Path, step: Callable[[], int]) -> str:
+    """Erase what SQLite has left of deleted rows, in short steps between which a coordinator works.
+
+    `step` lets it do one (`Journal.erase_step`) and returns the result. Returns a sentence with the
+    reason if something is left, otherwise an empty string.
+    """
+    least, until = math.inf, time.monotonic() + _WAITS_S
+    while True:
+        try:
+            left = step()
+        except (ConfigError, JournalError, LinkError) as error:
+            return str(error)
+        if not left:
+            return ""
+        if left < least:
+            least, until = left, time.monotonic() + _WAITS_S
+        elif time.monotonic() >= until:
+            return (
+                f"deleted data is still in the journal {journal} (another process reads it); end all "
+                "processes that read it"
+            )
+        elif left == 1:
+            time.sleep(_ASKS_S)
 
 
 def check(journal: Journal, device: str, basis: Basis, choices: Choices) -> None:
@@ -101,12 +139,13 @@ def check(journal: Journal, device: str, basis: Basis, choices: Choices) -> None
 def forget(journal: Journal, device: str, basis: Basis, choices: Choices) -> Forgotten:
     """Remove a device from the journal; claims a new epoch.
 
-    Raises ConfigError, and changes nothing, if the journal knows no such device, or if the newest
-    model contains it and cannot be computed without it; JournalError on a disk error before the
-    end of the transaction.
+    `Journal.rewrite` or, while a coordinator serves, `erase` must follow. Raises ConfigError, and
+    changes nothing, if the journal knows no such device, or if the newest model contains it and
+    cannot be computed without it; JournalError on a disk error before the end of the transaction.
     """
-    with journal.transaction() as database:
+    with journal.transaction(overwrites=True) as database:
         found = _find(journal, database, device, basis, choices)
+        journal.mark_for_rewriting()
         contributions, reports = removal.remove_device(database, device)
         for run in found.touched:
             removal.mark(database, run, device, in_models=run in found.stuck)
@@ -132,10 +171,6 @@ def forget(journal: Journal, device: str, basis: Basis, choices: Choices) -> For
     remaining = [(run, why) for run, why in found.stuck.items() if run not in emptied]
     changed = {*found.marked, *found.touched} - dict(remaining).keys()
     files, failures = _update_files(journal, found.runs, changed, basis)
-    try:
-        journal.erase_deleted()
-    except JournalError as error:
-        failures.append(str(error))
     paths = (model_file.path_of(journal.path, run) for run, _ in remaining)
     return Forgotten(
         device,

@@ -11,6 +11,7 @@ Laws:
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -18,10 +19,22 @@ from typing import Any, TypeVar
 
 from fedclip_edge.decoding import DecodeError, decode_table
 from fedclip_edge.errors import JournalError, RunError
-from fedclip_edge.storage.sqlite import Connection, copy_database, errors_as, unsynced
+from fedclip_edge.storage.sqlite import (
+    Connection,
+    copy_database,
+    cut_free_pages,
+    empty_log,
+    errors_as,
+    overwriting,
+    rewrite,
+    unsynced,
+)
 
 T = TypeVar("T")
 Insert = Callable[[Connection], object]
+
+_ERASES_S = 0.2  # one step of erasing; rounds and commands wait so long
+_ERASED_PAGES = 32  # free pages in one commit, 1 MB
 
 
 class JournalFile:
@@ -104,25 +117,41 @@ class JournalFile:
     def close(self) -> None:
         self._database.close()
 
-    def erase_deleted(self) -> None:
-        """Write the file again without the bytes of deleted rows, and empty its write-ahead log.
+    def mark_for_rewriting(self) -> None:
+        """Record that rows were deleted of which no byte may stay; call it inside a transaction."""
+        self._database.execute("PRAGMA application_id = 1")
 
-        SQLite leaves such bytes in pages that it will use again. Raises JournalError if the disk
-        has less free space than the file needs, or if another process is reading it.
+    @property
+    def needs_rewriting(self) -> bool:
+        """True if `rewrite` is still to be done."""
+        return bool(self.one("PRAGMA application_id")[0])
+
+    def erase_step(self) -> int:
+        """Erase some of what SQLite has left of deleted rows, for a short time.
+
+        Such bytes are in free pages and in the write-ahead log. Where SQLite moved a row within the
+        file, bytes may also stay in the unused part of a page; only `rewrite` removes these.
+        Returns 0 when it is done, and otherwise a number that gets smaller with each step, as long
+        as no other process reads the file. Raises JournalError on a disk error.
         """
-        again = (
-            "so deleted data is still in the file; free as much disk space as the file has, and end "
-            "all processes that read it"
-        )
+        until = time.monotonic() + _ERASES_S
+        with errors_as(self._not_erased, self._malformed):
+            while left := cut_free_pages(self._database, _ERASED_PAGES):
+                if time.monotonic() >= until:
+                    return left + 1
+            return 0 if empty_log(self._database) else 1
 
-        def failed(error: Exception) -> JournalError:
-            return JournalError(f"the journal {self.path} cannot be rewritten ({error}), {again}")
+    def rewrite(self) -> None:
+        """Write the file again without a byte of deleted rows, and empty its write-ahead log.
 
-        with errors_as(failed, self._malformed):
-            self._database.execute("VACUUM")
-            (is_busy, *_) = self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        if is_busy:
-            raise JournalError(f"another process reads the journal {self.path}, {again}")
+        Everybody else waits meanwhile. Raises JournalError if the disk has less free space than the
+        file needs, or if another process is reading it.
+        """
+        with errors_as(self._not_erased, self._malformed):
+            rewrite(self._database)
+            self._database.execute("PRAGMA application_id = 0")
+            if not empty_log(self._database):
+                raise self._not_erased("another process reads it")
 
     def empty_log(self) -> None:
         """Move everything from the write-ahead log into the file, outside a transaction."""
@@ -130,17 +159,19 @@ class JournalFile:
             self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     @contextmanager
-    def transaction(self) -> Iterator[Connection]:
+    def transaction(self, *, overwrites: bool = False) -> Iterator[Connection]:
         """Put all writes inside the block into one transaction; if it raises, nothing is changed.
 
-        The connection is for the statements. A transaction inside another one is a part of it.
-        Raises JournalError on a disk error, RunError if another process claimed a later epoch.
+        The connection is for the statements. A transaction inside another one is a part of it. With
+        `overwrites`, what is deleted inside the block is overwritten with zeros. Raises
+        JournalError on a disk error, RunError if another process claimed a later epoch.
         """
         if self._is_writing:
             yield self._database
             return
         self.sync()
-        with errors_as(self._unusable("written"), self._malformed), self._database:
+        erasing = overwriting(self._database) if overwrites else nullcontext()
+        with erasing, errors_as(self._unusable("written"), self._malformed), self._database:
             self._database.execute("BEGIN IMMEDIATE")  # no other process writes after the check
             self.check_claim()
             self._is_writing = True
@@ -193,6 +224,12 @@ class JournalFile:
         return lambda error: JournalError(
             f"the journal {self.path} cannot be {what} ({error}); free or repair the disk and "
             "start again; acknowledged contributions are in the journal"
+        )
+
+    def _not_erased(self, reason: object) -> JournalError:
+        return JournalError(
+            f"deleted data is still in the journal {self.path} ({reason}); free as much disk space "
+            "as the file has, and end all processes that read it"
         )
 
     def _malformed(self, error: Exception) -> JournalError:

@@ -81,9 +81,10 @@ class Runs:
         """Every run, oldest first."""
         return tuple(map(self._run, self.file.rows(f"{_RUN} ORDER BY rowid")))
 
-    def has_done(self) -> bool:
-        """True if a run of this journal is done."""
-        return bool(self.file.rows("SELECT 1 FROM run WHERE state = 'done' LIMIT 1"))
+    def last_done(self) -> Run | None:
+        """The newest run that is done; None if none is."""
+        rows = self.file.rows(f"{_RUN} WHERE state = 'done' ORDER BY rowid DESC LIMIT 1")
+        return self._run(rows[0]) if rows else None
 
     def course(self, run: str) -> Course:
         """The course of a run of this journal so far."""

@@ -13,12 +13,12 @@ from fedclip_edge import log
 from fedclip_edge.config.fleet import FleetConfig, load_fleet
 from fedclip_edge.coordinator import commands, control, coordinator, registry_watch
 from fedclip_edge.coordinator.fleet_claim import claim_fleet
-from fedclip_edge.coordinator.journal import open_journal
+from fedclip_edge.coordinator.journal import Journal, open_journal
 from fedclip_edge.coordinator.monitor import Monitor, monitored
 from fedclip_edge.coordinator.run_choice import choose_run
 from fedclip_edge.coordinator.server import Basis, Server, coordinate, read_basis
 from fedclip_edge.coordinator.trainer import Trainer, start_trainer, trainer_id
-from fedclip_edge.errors import ConfigError, RunError
+from fedclip_edge.errors import ConfigError, JournalError, RunError
 from fedclip_edge.learning import methods
 from fedclip_edge.learning.run_steps import sends_moments
 from fedclip_edge.pki.expiry import DeviceExpiry, Expiry
@@ -107,6 +107,8 @@ def serve(
         registry_watch.check_own_key(config, enrolled, me)
         claim = claim_fleet(config, chosen.run, journal, me, take_over=take_over)
         closing.callback(claim.link.close)
+        if journal.needs_rewriting:  # now no other coordinator works with it
+            _rewrite(journal)
         run = chosen.begin()
         if from_round is not None:
             journal.rounds.rewind(run.id, from_round)
@@ -142,6 +144,16 @@ def serve(
             server.coordinator.say_goodbye()
         if trainer is not None and once:
             trainer.wait()
+
+
+def _rewrite(journal: Journal) -> None:
+    """Write the journal again after a device was forgotten, before anybody waits for it."""
+    try:
+        journal.rewrite()
+    except JournalError as error:
+        log.event("journal_not_rewritten", reason=str(error))
+    else:
+        log.event("journal_rewritten")
 
 
 def _loop(

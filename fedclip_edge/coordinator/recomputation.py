@@ -132,12 +132,15 @@ def solve_again(
 
 
 def empty_run(journal: Journal, database: Connection, run: Run, basis: Basis) -> None:
-    """Delete all models of a run but the initial one; the run ends with it."""
+    """Delete all models of a run; it ends with that of a run from zero-shot CLIP.
+
+    Its own first model may be the one that it started from, which contains the device.
+    """
     schedule = schedule_of(basis, run)
     if schedule is None:
         removal.delete_run(database, run.id)
         return
-    _go_back(journal, database, run, 0, schedule)
+    _go_back(journal, database, run, -1, schedule)
     removal.empty_run(database, run.id)
     if not journal.runs.course(run.id).is_over:
         journal.runs.finish(run.id, abandoned=True)

@@ -21,6 +21,7 @@ from typing import Any
 
 from fedclip_edge import log
 from fedclip_edge.config.fleet import FleetConfig
+from fedclip_edge.coordinator.bundle_choice import choose_bundle
 from fedclip_edge.coordinator.journal import Journal
 from fedclip_edge.coordinator.journal_tables import ZERO_SHOT, Course, Origin, Run
 from fedclip_edge.coordinator.run_state import master_model, stored_model
@@ -132,8 +133,9 @@ def next_run(
 
     `start` is "zero-shot", "last" for the model of the newest run that is done, or the id of a run.
 
-    Raises ConfigError if the plan is invalid, or if there is no such model or it does not fit;
-    JournalError on a disk error.
+    The classes may be others than those of that model (continuation.py). Raises ConfigError if the
+    plan is invalid, or if there is no such model or it does not fit; BundleError if the bundle in
+    fleet.toml is damaged; JournalError on a disk error.
     """
     wanted = _wanted(config, classes, encoder_id)
     schedule = Schedule(wanted.plan, classes, dim)
@@ -143,7 +145,6 @@ def next_run(
     for what, theirs, ours in (
         ("method", before.plan.method, wanted.plan.method),
         ("encoder", before.encoder_id[:12], encoder_id[:12]),
-        ("classes", before.classes_digest[:12], classes.digest[:12]),
     ):
         if theirs != ours:
             raise ConfigError(
@@ -153,12 +154,13 @@ def next_run(
     stored = journal.rounds.newest_model(before.id)
     if not stored.round:
         raise ConfigError(f"{before.id} has no closed round to start from; name another run")
-    shapes = Schedule(before.plan, classes, dim).layout(stored.round).parameters
+    known = classes if before.classes_digest == classes.digest else _classes_of(config, before)
+    shapes = Schedule(before.plan, known, dim).layout(stored.round).parameters
     try:
         model = master_model(stored, shapes)
     except PeerError as error:
         raise journal.damaged(str(error)) from error
-    initial, state = schedule.start_from(model)
+    initial, state = schedule.start_from(model, known)
     return RunChoice(wanted, journal, initial, state, Origin(by, before.id))
 
 
@@ -167,20 +169,34 @@ def _wanted(config: FleetConfig, classes: ClassTexts, encoder_id: str) -> Run:
     return Run(f"run-{secrets.token_hex(4)}", plan, encoder_id, classes.digest)
 
 
+def _classes_of(config: FleetConfig, run: Run) -> ClassTexts:
+    """The classes of an earlier run, from its bundle.
+
+    Raises ConfigError if no bundle with them is left, BundleError if that in fleet.toml is damaged.
+    """
+    classes = choose_bundle(config, run).classes
+    if classes.digest != run.classes_digest:
+        raise ConfigError(
+            f"{run.id} had other classes than the new run, and no bundle that names them is left, so "
+            "the new run cannot start from its model; name another run, or use --from zero-shot"
+        )
+    return classes
+
+
 def _named(journal: Journal, name: str) -> Run:
     """The run with this id, or for "last" the newest one that is done."""
     runs = {run.id: run for run in journal.runs.all()}
     if name != LAST and name in runs:
         return runs[name]
-    done = [run for run in runs.values() if journal.runs.course(run.id).state == "done"]
+    done = journal.runs.last_done()
     if name != LAST:
         near = difflib.get_close_matches(name, runs, n=1)
-        newest = f"the newest run that is done is {done[-1].id!r}" if done else "no run is done yet"
+        newest = f"the newest run that is done is {done.id!r}" if done else "no run is done yet"
         hint = f"did you mean {near[0]!r}?" if near else newest
         raise ConfigError(f"the journal {journal.path} has no run {name!r}; {hint}")
-    if not done:
+    if done is None:
         raise ConfigError("no run is done yet; use --from zero-shot")
-    return done[-1]
+    return done
 
 
 def _changes(run: Run, course: Course, wanted: Run, config: FleetConfig) -> Iterator[str]:

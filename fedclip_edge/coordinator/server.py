@@ -225,7 +225,7 @@ class Server:
         cause = cause_to_start(schedule, course.started_at, self.new_pictures, time.time())
         if cause is None:
             return
-        start = schedule.model if self.journal.runs.has_done() else ZERO_SHOT
+        start = schedule.model if self.journal.runs.last_done() else ZERO_SHOT
         try:
             begin = self.prepare_run(by=cause, start=start)
         except (ConfigError, BundleError) as error:

@@ -88,6 +88,7 @@ def status(serving: Coordinator, now: float, *, every: bool = False) -> dict[str
         },
         "accuracy": _mean_accuracy(rows),
         "certificates": _certificates(serving),
+        "traffic": _traffic(serving),
         "refused_messages": serving.refused_messages.total(),
         "devices": rows if every else bad[:SHOWN],
         "more": 0 if every else max(0, len(bad) - SHOWN),
@@ -109,6 +110,7 @@ def devices(serving: Coordinator, now: float, *, by_class: bool = False) -> dict
             row["pictures_by_class"] = {side: list(counts) for side, counts in its.items()}
             row["accuracy_by_class"] = report.get("per_class", {})
     return {
+        "version": __version__,
         "fleet": serving.config.fleet,
         "run": serving.run_state.run.id,
         "rounds_closed": serving.run_state.model.round,
@@ -174,6 +176,7 @@ def _row(view: _View, device: str) -> dict[str, Any]:
             "withheld": pictures.withheld,
         },
         "provider": hello.capabilities.provider if hello else None,
+        "version": hello.capabilities.version if hello else None,
         "encoder_id": hello.encoder_id if hello else None,
         "classes_digest": hello.classes_digest if hello else None,
         "certificate_ends": enrolled.expires if enrolled else None,
@@ -262,6 +265,12 @@ def _certificates(serving: Coordinator) -> dict[str, Any]:
     if first is not None:
         ends["first_device"] = {"id": first[1], "ends": first[0]}
     return ends
+
+
+def _traffic(serving: Coordinator) -> dict[str, int] | None:
+    """The bytes that the coordinator has sent and received since it started, if they are known."""
+    found = serving.publisher.transport.traffic()
+    return None if found is None else {"up": found.up_bytes, "down": found.down_bytes}
 
 
 def _ends(registry: Registry) -> Iterator[tuple[str, str]]:

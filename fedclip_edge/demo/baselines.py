@@ -10,7 +10,6 @@ Law: nothing is chosen on test pictures.
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -21,6 +20,7 @@ from fedclip_edge.agent.features import CACHE, prepare_pictures, read_features
 from fedclip_edge.config.agent import AgentConfig, load_agent
 from fedclip_edge.demo.stage import Stage
 from fedclip_edge.learning.run_steps import exchanges
+from fedclip_edge.processes.cores import usable_cores
 from fedclip_edge.records import Features, Plan
 from fedclip_edge.simulating.federation import Round, federate
 from fedclip_edge.simulating.host import Task, View
@@ -57,7 +57,7 @@ def train(stage: Stage, tell: Callable[[int, int], None]) -> Baselines:
     total = sum(exchanges(plan) + 1 for plan in (settings.published, settings.plan))
     done = itertools.count(1)
     fedclip: dict[str, list[float]] = {}
-    with Workers(pool, min(len(os.sched_getaffinity(0)), len(fleet.devices))) as hosts:
+    with Workers(pool, min(usable_cores(), len(fleet.devices))) as hosts:
 
         def rounds_of(plan: Plan, line: Line) -> Iterator[Round]:
             task = Task("demo", plan, line, (view,), pool.encoder_id, pool.dim, _MIN_PER_CLASS)

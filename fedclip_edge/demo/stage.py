@@ -18,8 +18,11 @@ from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.demo import tiny_clip, world
 from fedclip_edge.errors import BundleError, ConfigError, DataError
 from fedclip_edge.learning import methods
+from fedclip_edge.pki import authority
+from fedclip_edge.pki.bundle_signature import load_export_key, read_signature, sign_bundle
 from fedclip_edge.processes.children import Children
 from fedclip_edge.records import COORDINATOR, Plan, Scalar, normalized_name, slug
+from fedclip_edge.storage import atomic
 from fedclip_edge.vision.bundle import read_bundle
 from fedclip_edge.vision.class_folders import find_domains
 from fedclip_edge.vision.datasets import read_folder
@@ -87,6 +90,7 @@ class Stage:
     journal: Path
     devices: tuple[Device, ...]
     held_out: Device
+    export_key: str  # that signed the demo's own bundle, public; empty with a bundle of the user
 
 
 def check(settings: Settings) -> LeftOut:
@@ -132,7 +136,7 @@ def check(settings: Settings) -> LeftOut:
 
 
 def prepare(settings: Settings, say: Callable[[str], None]) -> Stage:
-    """Draw the pictures and export the bundle, unless they are already there.
+    """Draw the pictures, and export and sign the bundle, unless they are already there.
 
     `check` must have passed, and `settings.out` must exist. `say` is called with a line of text
     before each slow step. Raises ConfigError if the folder of pictures holds other pictures,
@@ -145,6 +149,7 @@ def prepare(settings: Settings, say: Callable[[str], None]) -> Stage:
         config = settings.out / "devices" / slug(domain) / "agent.toml"
         devices[normalized_name(domain)] = Device(slug(domain), domain, config, pictures / domain)
     held_out = devices.pop(normalized_name(settings.hold_out))
+    export_key = "" if settings.bundle else _sign(bundle, settings.out / "export" / "export.key")
     return Stage(
         settings=settings,
         bundle=bundle,
@@ -152,6 +157,7 @@ def prepare(settings: Settings, say: Callable[[str], None]) -> Stage:
         journal=settings.out / "journal.sqlite",
         devices=tuple(devices.values()),
         held_out=held_out,
+        export_key=export_key,
     )
 
 
@@ -170,13 +176,16 @@ def configure(stage: Stage, broker: BrokerAddress) -> None:
                 "domain": device.domain,
                 "bundle": str(stage.bundle.resolve()),
                 "state_dir": ".",
+                **({"export_key": stage.export_key} if stage.export_key else {}),
                 "roles": ["evaluate"] if evaluates_only else ["train", "evaluate"],
             },
             "data": {
                 "folder": str(device.pictures.resolve()),
                 **({"train": 0.0, "validation": 0.0, "test": 1.0} if evaluates_only else {}),
             },
+            # Not "auto": trials of providers would take longer than the demo's pictures.
             "broker": {"host": broker.host, "port": broker.port},
+            "encoder": {"provider": "cpu", "threads": 1},  # the devices share this machine's cores
         }
         device.config.write_text(_toml(tables), encoding="utf-8")
     fleet: Tables = {
@@ -272,6 +281,24 @@ def _export(folder: Path, say: Callable[[str], None]) -> Path:
     )
     marker.write_text(weights, encoding="utf-8")
     return folder
+
+
+def _sign(bundle: Path, path: Path) -> str:
+    """Sign the demo's bundle with the key in `path`, which is made if it is missing.
+
+    So the devices fetch later bundles that the user signs with it. Returns the public key.
+    """
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic.write_file(path, authority.private_pem(authority.new_key()), private=True)
+    exporter = load_export_key(path)
+    try:
+        signed = read_signature(bundle)
+    except BundleError:  # of another content
+        signed = None
+    if signed is None or signed.key != exporter.key:
+        sign_bundle(bundle, exporter)
+    return exporter.key
 
 
 def _is_demo(out: Path) -> bool:

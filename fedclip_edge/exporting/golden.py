@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 
 from fedclip_edge.config.agent import EncoderConfig
@@ -24,8 +22,7 @@ def open_candidate(onnx_file: bytes, preprocessing: Preprocessing, name: str) ->
     """
     side = preprocessing.image_size
     try:
-        config = EncoderConfig(threads=len(os.sched_getaffinity(0)))  # the features do not change
-        return open_onnx(onnx_file, config, image_size=side, name=name)
+        return open_onnx(onnx_file, EncoderConfig(), image_size=side, name=name)
     except BundleError as error:
         raise ExportError(str(error)) from error
 

@@ -53,11 +53,13 @@ def averaged(
     logits: Logits,
     *,
     fixed: Collection[str] = (),
+    per_class: Collection[str] = (),
 ) -> Method:
     """Make a method that is trained by gradients and averaged by the plan's strategy.
 
-    All parameters are trained and sent, except those that `fixed` names. The loss is that of the
-    options: cross-entropy, if they have no `loss`.
+    All parameters are trained and sent, except those that `fixed` names. Those that `per_class`
+    names have one row for each class. The loss is that of the options: cross-entropy, if they have
+    no `loss`.
     """
 
     def layout(model: Model) -> Layout:
@@ -94,6 +96,7 @@ def averaged(
         Traits(is_averaged=True),
         vote=Vote(opened, settle, (mixture.ZERO_SHOT, name)),
         shares=mixes(name),
+        per_class=per_class,
     )
 
 

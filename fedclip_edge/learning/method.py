@@ -12,7 +12,7 @@ deltas change the model (strategy.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -147,6 +147,9 @@ class Method:
     # The shares of each head, zero-shot CLIP among them, in the candidates of the vote that ends a
     # run. Empty for a method that trains nothing.
     shares: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    # The parameters with one row for each class, in the order of the classes. No other parameter
+    # depends on the classes (continuation.py).
+    per_class: Collection[str] = ()
     # stages(plan) returns the plans of other methods that are trained one after the other. It
     # raises ConfigError for a plan, with a number of rounds, that does not fit.
     stages: Callable[[Plan], tuple[Plan, ...]] | None = None

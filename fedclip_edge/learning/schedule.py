@@ -74,12 +74,15 @@ class Schedule:
         """Make the model of round 0; raises ConfigError for an unknown method or a bad option."""
         return replace(self._initial(0), method=self.plan.method)
 
-    def start_from(self, model: Model) -> tuple[Model, State]:
+    def start_from(self, model: Model, before: ClassTexts) -> tuple[Model, State]:
         """Make the model of round 0, and the coordinator's state, that go on from a model.
 
-        Raises ConfigError if the plan has nothing that can (`continuation.start_from`).
+        `before` are the classes of that model. Raises ConfigError if the plan has nothing that can
+        go on from it (`continuation.start_from`).
         """
-        return continuation.start_from(self.initial(), self.stages, self.classes, self.dim, model)
+        return continuation.start_from(
+            self.initial(), self.stages, self.classes, self.dim, model, before
+        )
 
     def with_rounds(self, rounds: int) -> Schedule:
         """The schedule of the same plan with another number of rounds.

@@ -12,6 +12,9 @@ Laws:
   certificate has expired.
 - A new revocation list is dated at least a second later than the one it replaces, because OpenSSL
   compares the dates in whole seconds and uses the newest list.
+- All authorities of a fleet have the same name, and certificates and lists say which key signed
+  them. So a certificate of the new key by the earlier one (`certify_successor`) is self-issued, the
+  NewWithOld of RFC 4210, section 4.4, and may stand between an authority and a broker.
 """
 
 from __future__ import annotations
@@ -118,6 +121,27 @@ def load(certificate_pem: bytes, key_pem: bytes) -> Authority:
     return Authority(certificate, key)
 
 
+def certify_successor(earlier: Authority, new: Authority) -> bytes:
+    """A certificate (PEM) of the `new` authority's key, signed by the `earlier` one.
+
+    A program that trusts only the earlier authority accepts with it what the new one certified. It
+    is valid as long as the earlier one. Both have the same name.
+    """
+    key = new.key.public_key()
+    builder = (
+        x509.CertificateBuilder(
+            earlier.certificate.subject, new.certificate.subject, key, x509.random_serial_number()
+        )
+        .not_valid_before(_now() - _BACKDATED)
+        .not_valid_after(earlier.certificate.not_valid_after_utc)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_usage(key_cert_sign=True, crl_sign=True), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+        .add_extension(_signed_by(earlier), critical=False)
+    )
+    return builder.sign(earlier.key, None).public_bytes(_PEM)
+
+
 def certify_broker(authority: Authority, key: Ed25519PublicKey, hosts: Sequence[str]) -> Issued:
     """A broker's certificate for all names and addresses in `hosts`.
 
@@ -160,6 +184,7 @@ def revocation_list(authority: Authority, serials: Iterable[str], before: bytes 
         .issuer_name(authority.certificate.subject)
         .last_update(this_update)
         .next_update(authority.certificate.not_valid_after_utc)
+        .add_extension(_signed_by(authority), critical=False)
     )
     for serial in serials:
         entry = x509.RevokedCertificateBuilder(int(serial, 16), now)
@@ -216,7 +241,6 @@ def _issue(
     names: x509.SubjectAlternativeName | None = None,
 ) -> Issued:
     serial = x509.random_serial_number()
-    issuer = x509.SubjectKeyIdentifier.from_public_key(authority.key.public_key())
     builder = (
         x509.CertificateBuilder(authority.certificate.subject, _name(name), key, serial)
         .not_valid_before(_now() - _BACKDATED)
@@ -225,15 +249,18 @@ def _issue(
         .add_extension(_usage(digital_signature=True), critical=True)
         .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer), critical=False
-        )
+        .add_extension(_signed_by(authority), critical=False)
     )
     if names is not None:
         builder = builder.add_extension(names, critical=False)
     certificate = builder.sign(authority.key, None)
     expires = certificate.not_valid_after_utc.date().isoformat()
     return Issued(certificate.public_bytes(_PEM), f"{serial:x}", expires, public_hex(key))
+
+
+def _signed_by(authority: Authority) -> x509.AuthorityKeyIdentifier:
+    key = x509.SubjectKeyIdentifier.from_public_key(authority.key.public_key())
+    return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(key)
 
 
 def _host(host: str) -> x509.GeneralName:

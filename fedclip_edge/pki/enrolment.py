@@ -118,14 +118,13 @@ def enroll_again(
             old.pictures if pictures is None else pictures,
         )
         target = _new_file(out or Path(f"{name}.tar"))
-        ca = read_authority(folder)
-        made = _enrol(ca, registry_, box, public, key, days)
+        made = _enrol(read_authority(folder), registry_, box, public, key, days)
         atomic.write_file(target, made.archive, private=True)
         device = replace(made.device, replaced=(*old.replaced, *old.serials))
         changed = registry_.with_device(name, device)
         with _deleted_on_error(target):
             registry.write(folder.registry, changed)
-        probe = write_lists(ca, changed, folder.broker)
+        probe = write_lists(folder, changed)
         done = f"{target} is written, and the earlier key of {name} is revoked at the coordinator"
         reload_broker(changed, folder.broker, done)
     return Reissued(name, target, probe, done)
@@ -218,7 +217,7 @@ def revoke(folder: Folder, id: str) -> Probe:
     with open_registry(folder) as registry_:
         without = registry_.with_device(id, replace(_device(registry_, id), revoked=True))
         registry.write(folder.registry, without)
-        probe = write_lists(read_authority(folder), without, folder.broker)
+        probe = write_lists(folder, without)
         reload_broker(without, folder.broker, f"{id} is revoked at the coordinator")
     return probe
 

@@ -60,6 +60,8 @@ class Registry:
     hand_overs: tuple[HandOver, ...] = ()  # from earlier keys of the coordinator, oldest first
     moved: bool = False  # the broker was at another address before; devices are told the new one
     retired: tuple[str, ...] = ()  # serial numbers of the certificates of those keys, hex
+    # ids whose certificates are of the earlier authority, while it is being replaced
+    to_renew: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_id(self.fleet, "fleet")
@@ -90,8 +92,9 @@ class Registry:
         return tuple(sorted(name for name, device in self.devices.items() if device.revoked))
 
     def with_device(self, id: str, device: Device) -> Registry:
-        """A copy of the registry with this device added or replaced."""
-        return replace(self, devices={**self.devices, id: device})
+        """A copy of the registry with this device added or replaced; it is not in `to_renew`."""
+        left = tuple(name for name in self.to_renew if name != id)
+        return replace(self, devices={**self.devices, id: device}, to_renew=left)
 
 
 def read(path: Path) -> Registry:

@@ -13,8 +13,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from fedclip_edge.errors import ConfigError
-from fedclip_edge.pki import authority, registry
-from fedclip_edge.pki.site import Folder, open_registry, read_authority
+from fedclip_edge.pki import registry
+from fedclip_edge.pki.site import Folder, certify_broker, open_registry
 from fedclip_edge.storage import atomic
 
 
@@ -30,20 +30,22 @@ def move_broker(folder: Folder, host: str, port: int | None) -> registry.Registr
         there = port or known.port
         if (host, there) == (known.host, known.port):
             raise ConfigError(f"the broker is at {host}:{there} already; name its new address")
-        names, public = _read(certificate)
-        ca = read_authority(folder)
-        issued = authority.certify_broker(ca, public, tuple(dict.fromkeys([host, *names])))
+        names, public = read_broker(certificate)
+        issued = certify_broker(folder, public, tuple(dict.fromkeys([host, *names])))
         text = settings.read_text()
         moved = re.sub(r"(?m)^listener \d+", f"listener {there}", text)
-        atomic.write_file(certificate, issued.pem)
+        atomic.write_file(certificate, issued)
         atomic.write_file(settings, moved.encode())
         changed = replace(known, host=host, port=there, moved=True)
         registry.write(folder.registry, changed)
     return changed
 
 
-def _read(path: Path) -> tuple[tuple[str, ...], Ed25519PublicKey]:
-    """The names and addresses in the broker's certificate, and its key."""
+def read_broker(path: Path) -> tuple[tuple[str, ...], Ed25519PublicKey]:
+    """The names and addresses in the broker's certificate, and its key.
+
+    Raises ConfigError if the file is no such certificate.
+    """
     try:
         found = x509.load_pem_x509_certificate(path.read_bytes())
         names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from fedclip_edge.errors import BrokerError
 from fedclip_edge.pki import authority, mosquitto
-from fedclip_edge.pki.authority import Authority
 from fedclip_edge.pki.registry import Registry
+from fedclip_edge.pki.site import Folder, read_authority, read_earlier_authority
 from fedclip_edge.storage import atomic
 
 _PROBE_DAYS = 1
@@ -30,17 +30,22 @@ class Probe:
     key: bytes
 
 
-def write_lists(ca: Authority, registry: Registry, broker: Path) -> Probe:
-    """Write the revocation list and the access list of this registry into the folder `broker`.
+def write_lists(folder: Folder, registry: Registry) -> Probe:
+    """Write the revocation list and the access list of this registry into the broker's folder.
 
-    Returns the probe of the new revocation list. Raises OSError if a file cannot be read or
-    written.
+    While the authority is being replaced, the file has a list of either authority, both with the
+    same serial numbers. Returns the probe of the new revocation list. Raises ConfigError if an
+    authority cannot be read, OSError if a file cannot be read or written.
     """
+    ca, earlier, broker = read_authority(folder), read_earlier_authority(folder), folder.broker
     key = authority.new_key()
     probe = authority.certify_device(ca, key.public_key(), "revocation-probe", _PROBE_DAYS)
     path = broker / "crl.pem"
-    newer = authority.revocation_list(ca, (*registry.dead_serials, probe.serial), path.read_bytes())
-    atomic.write_file(path, newer)
+    dead, before = (*registry.dead_serials, probe.serial), path.read_bytes()
+    lists = [
+        authority.revocation_list(one, dead, before) for one in (ca, earlier) if one is not None
+    ]
+    atomic.write_file(path, b"".join(lists))
     acl = mosquitto.access_list(registry.fleet, registry.revoked)
     atomic.write_file(broker / "fleet.acl", acl.encode())
     return Probe(probe.pem, authority.private_pem(key))

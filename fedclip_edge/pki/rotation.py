@@ -58,7 +58,7 @@ def rotate_coordinator(folder: Folder) -> Rotated:
         atomic.write_file(certificate, issued.pem)
         _replace_key(current, waiting.read_bytes())
         waiting.unlink()
-        probe = write_lists(ca, known, folder.broker)
+        probe = write_lists(folder, known)
         reload_broker(known, folder.broker, _DONE)
     return Rotated(known.coordinator, probe, _DONE)
 

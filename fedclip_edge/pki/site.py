@@ -4,6 +4,7 @@
     FOLDER/broker/                  mosquitto.conf and its files; copied to the broker's host
     FOLDER/coordinator/             certificate, key, devices.json; copied to the coordinator's host
     FOLDER/export/export.key        signs bundles; copied to the machine that exports, if another
+    FOLDER/earlier/                 the earlier authority, while it is being replaced
 
 Laws:
 - Private keys are readable only by their owner. Only the broker's is also readable by the group
@@ -17,6 +18,8 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.pki import authority, mosquitto, registry
@@ -48,6 +51,10 @@ class Folder:
     @property
     def export_key(self) -> Path:
         return self.path / "export" / "export.key"
+
+    @property
+    def earlier(self) -> Path:
+        return self.path / "earlier"
 
     @property
     def registry(self) -> Path:
@@ -125,10 +132,32 @@ def open_registry(folder: Folder) -> Iterator[Registry]:
 
 
 def read_authority(folder: Folder) -> Authority:
-    """The fleet's authority; raises ConfigError if its files cannot be read or are damaged."""
+    """The authority that issues the fleet's certificates.
+
+    Raises ConfigError if its files cannot be read or are damaged.
+    """
+    return _read(folder.path)
+
+
+def read_earlier_authority(folder: Folder) -> Authority | None:
+    """The authority that is being replaced (replacement.py), or None; raises as the other does."""
+    return _read(folder.earlier) if folder.earlier.is_dir() else None
+
+
+def certify_broker(folder: Folder, key: Ed25519PublicKey, hosts: Sequence[str]) -> bytes:
+    """The broker's certificate (PEM) for `hosts`, with what every device needs to accept it.
+
+    Raises ConfigError as `read_authority` and `authority.certify_broker` do.
+    """
+    ca, earlier = read_authority(folder), read_earlier_authority(folder)
+    pem = authority.certify_broker(ca, key, hosts).pem
+    return pem if earlier is None else pem + authority.certify_successor(earlier, ca)
+
+
+def _read(place: Path) -> Authority:
     try:
-        certificate = (folder.path / "ca.crt").read_bytes()
-        key = (folder.path / "ca.key").read_bytes()
+        certificate = (place / "ca.crt").read_bytes()
+        key = (place / "ca.key").read_bytes()
     except OSError as error:
         raise ConfigError(
             f"{error.filename} cannot be read: {error.strerror}; this command needs the "

@@ -90,11 +90,13 @@ class Capabilities:
     codecs: tuple[str, ...]
     min_per_class: int  # pictures of classes with fewer than this are withheld, for privacy
     pictures: Pictures
-    provider: str = ""  # where its encoder runs: cpu, cuda, tensorrt; empty if it does not say
+    provider: str = ""  # where its encoder runs: cpu, openvino-bf16, ...; empty if it does not say
+    version: str = ""  # of its program, for people; empty if it does not say
 
     def __post_init__(self) -> None:
         check_count(self.min_per_class, "min_per_class")
         check_text(self.provider, "provider")
+        check_text(self.version, "version")
         if len(set(self.roles)) != len(self.roles):
             raise ValueError("roles: expected each at most once")
         for name in ("methods", "codecs"):

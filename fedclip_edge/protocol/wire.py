@@ -36,7 +36,7 @@ from typing import Any, NoReturn, TypeVar
 import safetensors.numpy
 from safetensors import SafetensorError
 
-from fedclip_edge.decoding import DecodeError, decode_table
+from fedclip_edge.decoding import DecodeError, OtherKeysError, decode_table
 from fedclip_edge.errors import PeerError
 from fedclip_edge.protocol import codec as codecs
 from fedclip_edge.protocol.messages import KINDS, Message
@@ -56,6 +56,9 @@ _ITEM_BYTES = {
     "I8": 1,
 }  # as safetensors names them
 _KIND_OF = {cls: kind for kind, cls in KINDS.items()}
+_OTHER_VERSION = (
+    "if the sender has another version of fedclip-edge, install the same version on both"
+)
 
 
 @dataclass(frozen=True)
@@ -106,11 +109,13 @@ def unpack_control(topic: str, payload: bytes) -> Signed:
     if not isinstance(kind, str) or kind not in KINDS or not isinstance(body, dict):
         raise PeerError(
             f"control message of unknown kind {reprlib.repr(kind)}, or with a body that is no "
-            "JSON object"
+            f"JSON object; {_OTHER_VERSION}"
         )
     try:
         message: Message = decode_table(KINDS[kind], body, f"{kind} message")
         raw = base64.b64decode(signature, validate=True)
+    except OtherKeysError as error:
+        raise PeerError(f"{error}; {_OTHER_VERSION}") from None
     except (DecodeError, binascii.Error) as error:
         raise PeerError(str(error)) from None
     return Signed(message, fields["from"], topic.encode() + b"\0" + line, raw)

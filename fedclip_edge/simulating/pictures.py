@@ -41,7 +41,7 @@ def read_pictures(
         LazyEncoder(bundle, config),
         cache,
         bundle.manifest.preprocessing,
-        batch_size=config.batch_size,
+        config,
         progress=progress,
     )
     left_out += LeftOut(skipped=embedded.skipped)

@@ -28,6 +28,10 @@ _PAGE_BYTES = 32 * 1024
 # The write-ahead log is copied back when it reaches 8 MB, twice as much as with SQLite's default
 # page size and checkpoint. A larger log would take too much space on a small disk.
 _CHECKPOINT_PAGES = 256
+_INCREMENTAL = 2  # of the pragma auto_vacuum: free pages stay until they are cut off
+# Debian's SQLite overwrites deleted data with zeros by default: it writes every payload twice. With
+# FAST it does so only inside pages that it writes anyway.
+_NOT_OVERWRITING = "PRAGMA secure_delete = FAST"
 # Longer than a slow disk takes for the largest transaction.
 _WAITS_FOR_A_LOCK_S = 30.0
 
@@ -76,6 +80,9 @@ def open_database(
         has_tables = _check_schema(database, schema)
         if not has_tables and not create:
             raise EmptyDatabaseError
+        if durable and not has_tables:
+            database.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
+            database.execute(f"PRAGMA auto_vacuum = {_INCREMENTAL}")  # to cut free pages off
         _set_pragmas(database, durable=durable)
         if not has_tables:
             # One transaction: after a kill the file has all tables or is empty.
@@ -137,6 +144,52 @@ def unsynced(database: Connection) -> Iterator[None]:
 
 
 @contextmanager
+def overwriting(database: Connection) -> Iterator[None]:
+    """Let SQLite overwrite with zeros whatever is deleted inside the block, in the same commit."""
+    database.execute("PRAGMA secure_delete = ON")
+    try:
+        yield
+    finally:
+        database.execute(_NOT_OVERWRITING)
+
+
+def cut_free_pages(database: Connection, most: int) -> int:
+    """Cut up to `most` free pages off a durable file, in one commit; returns how many are left.
+
+    They hold bytes of what was deleted earlier. Pages in use move into their places. Call it
+    outside a transaction. A file without the pragma for it, of an earlier version of this program,
+    is rewritten as a whole.
+    """
+    (mode,) = database.execute("PRAGMA auto_vacuum").fetchone()
+    if mode != _INCREMENTAL:
+        rewrite(database)
+    # `execute` would stop after the first page.
+    database.executescript(f"PRAGMA incremental_vacuum({most})")
+    (left,) = database.execute("PRAGMA freelist_count").fetchone()
+    return int(left)
+
+
+def rewrite(database: Connection) -> None:
+    """Write the file again, row by row; the disk needs as much free space again.
+
+    Only this removes what SQLite has left in the unused part of a page when it moved a row.
+    """
+    database.execute(f"PRAGMA auto_vacuum = {_INCREMENTAL}")
+    database.execute("VACUUM")
+
+
+def empty_log(database: Connection) -> bool:
+    """Copy the write-ahead log into the file and empty it; False while another process reads it."""
+    (waits_ms,) = database.execute("PRAGMA busy_timeout").fetchone()
+    database.execute("PRAGMA busy_timeout = 0")
+    try:
+        (is_busy, *_) = database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    finally:
+        database.execute(f"PRAGMA busy_timeout = {waits_ms}")
+    return not is_busy
+
+
+@contextmanager
 def errors_as(
     refused: Callable[[Exception], Exception],
     damaged: Callable[[Exception], Exception] | None = None,
@@ -181,17 +234,14 @@ def _version_and_tables(database: Connection) -> tuple[int, list[tuple[str]]]:
 
 
 def _set_pragmas(database: Connection, *, durable: bool) -> None:
-    """Set the pragmas, outside a transaction; an existing file keeps its page size."""
+    """Set the pragmas of a connection, outside a transaction."""
+    _use_write_ahead_log(database)
     if not durable:
-        _use_write_ahead_log(database)
         database.execute("PRAGMA synchronous = NORMAL")
         return
-    database.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
-    _use_write_ahead_log(database)
     database.execute("PRAGMA synchronous = FULL")  # commits survive a power cut, not only a kill
     database.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
-    # Debian's SQLite overwrites deleted data with zeros by default: it writes every payload twice.
-    database.execute("PRAGMA secure_delete = FAST")
+    database.execute(_NOT_OVERWRITING)
 
 
 def _use_write_ahead_log(database: Connection) -> None:

@@ -239,7 +239,9 @@ def _check_golden(path: Path, manifest: Manifest) -> None:
 
 
 def key_of(bundle: Bundle, config: EncoderConfig) -> str:
-    """Feature key of the bundle's encoder when it runs on the provider of `config`."""
+    """Feature key of the bundle's encoder when it runs with the settings of `config`."""
     manifest = bundle.manifest
     sha256 = str(manifest.files[ENCODER])
-    return feature_key(manifest.encoder_id, sha256, manifest.precision, config.provider)
+    return feature_key(
+        manifest.encoder_id, sha256, manifest.precision, config.label, fast=config.fast
+    )

@@ -5,23 +5,27 @@ Laws:
 - Each distinct picture is decoded and encoded at most once.
 - A picture that cannot be decoded is skipped, counted and named.
 - The features of a batch are on disk before the next batch is encoded.
+- At most 1 + BATCHES_AHEAD batches of pixels exist at a time (pace.py), for any number of pictures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from fedclip_edge.config.agent import EncoderConfig
 from fedclip_edge.errors import DataError
-from fedclip_edge.records import F32, I64
+from fedclip_edge.records import BOOL, F32, I64
+from fedclip_edge.vision.cache import Rows
 from fedclip_edge.vision.datasets import Picture
+from fedclip_edge.vision.pace import pace_of
 from fedclip_edge.vision.picture_files import Skipped, unreadable
 from fedclip_edge.vision.pictures import Preprocessing, decode, picture_hash
-from fedclip_edge.vision.prefetch import prefetch
 
 
 class PictureEncoder(Protocol):
@@ -45,6 +49,9 @@ class Cache(Protocol):
     @property
     def path(self) -> Path:
         """The file, for error messages."""
+
+    def read(self, hashes: Sequence[str], feature_key: str) -> Rows:
+        """Return the cached raw features of these picture hashes as one array."""
 
     def get(self, hashes: Sequence[str], feature_key: str) -> dict[str, F32]:
         """Return the cached raw features, float32 (D,) each, by picture hash."""
@@ -73,15 +80,16 @@ def embed_pictures(
     encoder: PictureEncoder,
     cache: Cache,
     preprocessing: Preprocessing,
-    batch_size: int = 8,
+    config: EncoderConfig,
     *,
     progress: Progress | None = None,
 ) -> Embedded:
     """Return the raw features float32 (N, D) and labels int64 (N,) of `pictures`.
 
-    Features that are not cached are computed in batches of `batch_size` pictures and stored.
-    `progress` is called after each batch. N counts the pictures that could be decoded; the others
-    are in `skipped`.
+    Features that are not cached are computed in batches and stored; pictures are decoded in threads
+    meanwhile. `config` gives the number of threads, the size of a batch and the way of decoding. It
+    is the one that `encoder` was made with. `progress` is called after each batch. N counts the
+    pictures that could be decoded; the others are in `skipped`.
 
     Raises DataError if the cache cannot be used, or if its features have another width or are not
     finite; and the errors of `encoder.embed`. After an error, the batches that were encoded before
@@ -90,25 +98,46 @@ def embed_pictures(
     distinct: dict[str, Picture] = {}
     for picture in pictures:
         distinct.setdefault(picture.hash, picture)
+    place = {picture: row for row, picture in enumerate(distinct)}
     key = encoder.feature_key
-    features = cache.get(list(distinct), key)
-    missing = [picture for picture in distinct.values() if picture.hash not in features]
-    cached, done = len(features), 0
+    known = cache.read(list(distinct), key)
+    found = known.found  # (n,) of n distinct pictures
+    vectors = known.vectors  # (n, D)
+    if encoder.dim is not None:
+        vectors = _of_width(encoder.dim, vectors, found, cache)
+    _check_finite(vectors, cache)
+    cached = int(found.sum())
+    missing = [picture for picture in distinct.values() if not found[place[picture.hash]]]
     reasons: dict[str, str] = {}
-    for batch, pixels, broken in _decoded(missing, preprocessing, batch_size):
-        if batch:
-            vectors = encoder.embed(pixels)  # (B, D)
-            fresh = {picture.hash: vector for picture, vector in zip(batch, vectors, strict=True)}
-            cache.put(fresh, key)
-            features.update(fresh)
-        reasons.update(broken)
-        done += len(batch) + len(broken)
-        if progress:
-            progress(done, len(missing))
-    kept = tuple(picture for picture in pictures if picture.hash in features)
+    done = 0
+
+    def decoded(picture: Picture) -> tuple[Picture, F32 | str]:
+        return picture, _decode(picture, preprocessing, fast=config.fast)
+
+    with closing(pace_of(config).batches(decoded, missing)) as batches:
+        for batch in batches:
+            pixels = {one.hash: got for one, got in batch if not isinstance(got, str)}
+            reasons |= {one.hash: got for one, got in batch if isinstance(got, str)}
+            if pixels:
+                fresh = encoder.embed(np.stack(list(pixels.values())))  # (B, D)
+                vectors = _of_width(fresh.shape[1], vectors, found, cache)
+                cache.put(dict(zip(pixels, fresh, strict=True)), key)
+                rows = [place[picture] for picture in pixels]
+                vectors[rows], found[rows] = fresh, True
+            done += len(batch)
+            batch.clear()  # frees the pixels before the next batch is complete
+            pixels.clear()
+            if progress:
+                progress(done, len(missing))
+    rows_of = np.array([place[picture.hash] for picture in pictures], np.int64)
+    usable = found[rows_of]
+    rows_of = rows_of[usable]
+    kept = tuple(picture for picture, use in zip(pictures, usable, strict=True) if use)
     skipped = (picture for picture in pictures if picture.hash in reasons)
+    if not np.array_equal(rows_of, np.arange(len(vectors))):  # save the copy if it changes nothing
+        vectors = vectors[rows_of]
     return Embedded(
-        vectors=_stack([features[picture.hash] for picture in kept], encoder, cache),
+        vectors=vectors,
         labels=np.array([picture.label for picture in kept], dtype=np.int64),
         pictures=kept,
         encoded=len(missing) - len(reasons),
@@ -117,50 +146,37 @@ def embed_pictures(
     )
 
 
-Decoded = tuple[list[Picture], F32, dict[str, str]]  # pictures, pixels, errors by hash
+def _decode(picture: Picture, preprocessing: Preprocessing, *, fast: bool) -> F32 | str:
+    """Return the pixels float32 (3, S, S), or the reason why the picture cannot be used."""
+    try:
+        data = picture.path.read_bytes()
+        if picture_hash(data) != picture.hash:  # do not cache it under the old hash
+            return "it changed after the folder was read"
+        return decode(data, preprocessing, fast=fast)
+    except DataError as error:
+        return str(error)
+    except OSError as error:
+        return unreadable(error)
 
 
-def _decoded(
-    missing: Sequence[Picture], preprocessing: Preprocessing, batch_size: int
-) -> Iterator[Decoded]:
-    """Yield batches of pixels; the next one is decoded while the caller encodes this one."""
-    batches = [missing[i : i + batch_size] for i in range(0, len(missing), batch_size)]
-    return prefetch(lambda batch: _decode(batch, preprocessing), batches)
+def _of_width(dim: int, vectors: F32, found: BOOL, cache: Cache) -> F32:
+    """Return `vectors`, or zeros (n, dim) if none of them was found.
 
-
-def _decode(batch: Sequence[Picture], preprocessing: Preprocessing) -> Decoded:
-    side = preprocessing.image_size
-    pixels: list[F32] = []
-    readable: list[Picture] = []
-    reasons: dict[str, str] = {}
-    for picture in batch:
-        try:
-            data = picture.path.read_bytes()
-            if picture_hash(data) != picture.hash:  # do not cache it under the old hash
-                raise DataError("it changed after the folder was read")
-            pixels.append(decode(data, preprocessing))
-            readable.append(picture)
-        except DataError as error:
-            reasons[picture.hash] = str(error)
-        except OSError as error:
-            reasons[picture.hash] = unreadable(error)
-    stacked = np.stack(pixels) if pixels else np.zeros((0, 3, side, side), np.float32)
-    return readable, stacked, reasons
-
-
-def _stack(vectors: list[F32], encoder: PictureEncoder, cache: Cache) -> F32:
-    widths = {len(vector) for vector in vectors}
-    if len(widths) > 1 or (encoder.dim is not None and widths - {encoder.dim}):
+    Raises DataError if they have another width.
+    """
+    if not found.any():
+        return np.zeros((len(vectors), dim), np.float32)
+    if vectors.shape[1] != dim:
         raise DataError(
-            f"the feature cache {cache.path} has features of width {sorted(widths)}, but the "
-            f"encoder's width is {encoder.dim}; delete it, and the features are computed again"
+            f"the feature cache {cache.path} has features of width {vectors.shape[1]}, but the "
+            f"encoder's width is {dim}; delete it, and the features are computed again"
         )
-    if not vectors:
-        return np.zeros((0, encoder.dim or 0), np.float32)
-    stacked = np.stack(vectors)  # (N, D)
-    if not np.isfinite(stacked).all():
+    return vectors
+
+
+def _check_finite(vectors: F32, cache: Cache) -> None:
+    if not np.isfinite(vectors).all():
         raise DataError(
             f"the feature cache {cache.path} is damaged (NaN or infinity); delete it, and the "
             "features are computed again"
         )
-    return stacked

@@ -1,10 +1,11 @@
-"""Computation of raw features from pixels by ONNX Runtime.
+"""Computation of raw features from pixels by ONNX Runtime, or by OpenVINO.
 
 Laws:
 
 - The encoder runs on the requested provider, or an error is raised. A silent fallback would be
   slower, and its features would be cached under the key of the requested provider.
-- Every provider computes an fp32 encoder in fp32, so that features of one encoder are comparable.
+- Every provider computes an fp32 encoder in fp32, unless bf16 is asked for, so that features of one
+  encoder are comparable.
 - The graph has one input. The features are its only output, or the one named `image_features`.
 - Features are raw, never normalised.
 """
@@ -30,10 +31,12 @@ from fedclip_edge import log
 from fedclip_edge.config.agent import EncoderConfig
 from fedclip_edge.errors import BundleError, ConfigError, reason_of
 from fedclip_edge.records import F32
-from fedclip_edge.vision import tensorrt
+from fedclip_edge.vision import openvino_session, tensorrt
 from fedclip_edge.vision.bundle import Bundle, key_of
 from fedclip_edge.vision.manifest import ENCODER
 from fedclip_edge.vision.onnx_faults import cause, explain
+from fedclip_edge.vision.onnx_shapes import check_input, check_output
+from fedclip_edge.vision.pace import threads_of
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,16 @@ class Provider:
     options: Mapping[str, str] = field(default_factory=dict)
 
 
-# The keys are the values of [encoder] provider and of --provider.
+# The keys are the values of [encoder] provider and of --provider. OpenVINO has its own package.
 _PROVIDERS = {
     "cpu": Provider("CPUExecutionProvider"),
     # TF32 keeps 10 of the 23 mantissa bits and is on by default.
     "cuda": Provider("CUDAExecutionProvider", {"use_tf32": "0"}),
     "tensorrt": Provider("TensorrtExecutionProvider"),  # `_with_engine` gives its options
+    # Without the Neural Engine, which computes in fp16 only. This was never run.
+    "coreml": Provider(
+        "CoreMLExecutionProvider", {"ModelFormat": "MLProgram", "MLComputeUnits": "CPUAndGPU"}
+    ),
 }
 
 
@@ -57,13 +64,13 @@ _PROVIDERS = {
 class Encoder:
     """A loaded image encoder, made by `open_encoder` or `open_onnx`."""
 
-    session: Any  # onnxruntime.InferenceSession, which has no type hints
+    session: Any  # onnxruntime.InferenceSession, which has no type hints, or OpenvinoSession
     name: str  # name of the file in error messages
     input_name: str
     output_name: str
     image_size: int  # S
     dim: int | None  # D; None if the graph does not state it
-    provider: str  # as in [encoder] provider: "cpu", "cuda" or "tensorrt"
+    provider: str  # EncoderConfig.label: "cpu", "openvino-bf16", ...
     feature_key: str  # key under which the features are cached
     max_batch: int | None = None  # largest number of pictures in one call; None: no limit
 
@@ -89,6 +96,8 @@ class Encoder:
     def _run(self, pixels: F32) -> F32:
         try:
             (features,) = self.session.run([self.output_name], {self.input_name: pixels})
+        except BundleError:
+            raise
         except Exception as error:  # onnxruntime's errors share no base but Exception
             why = explain(error, onnxruntime.__version__, "export the encoder again")
             raise BundleError(f"{self.name} failed on {len(pixels)} pictures: {why}") from error
@@ -112,7 +121,7 @@ def register(name: str, provider: Provider) -> None:
     Use it for experiments in one process. To support a provider on devices, add it to the table in
     this module, because every process imports that.
     """
-    if name in _PROVIDERS:
+    if name in (*_PROVIDERS, openvino_session.NAME):
         raise ValueError(f"there is a provider {name!r} already; choose another name")
     _PROVIDERS[name] = provider
 
@@ -156,24 +165,33 @@ def open_onnx(
     Raises the errors of `open_encoder`, and ValueError for TensorRT without a `sha256`.
     """
     name = name or ("the encoder" if isinstance(model, bytes) else str(model))
-    if _PROVIDERS[config.provider].name not in onnxruntime.get_available_providers():
-        raise ConfigError(_no_provider(config.provider, "is not part of this onnxruntime"))
+    provider = config.runs_on
+    if provider != openvino_session.NAME and not _is_available(provider):
+        raise ConfigError(_no_provider(provider, "is not part of this onnxruntime"))
     # Always load on the CPU first: this separates a wrong file from a failing provider, before
-    # TensorRT spends minutes on an engine.
+    # TensorRT spends minutes on an engine. OpenVINO's session does not check shapes.
     session = _load(model, name, config)
-    input_name = _check_input(session, name, image_size)
-    output_name, width = _check_output(session, name, dim)
+    input_name = check_input(session, name, image_size)
+    output_name, width = check_output(session, name, dim)
     max_batch = None
-    if config.provider == "tensorrt":
+    if provider == openvino_session.NAME:
+        del session
+        bf16 = config.precision == "bf16"
+        session = openvino_session.open_session(model, name, threads_of(config), bf16=bf16)
+    elif provider == "tensorrt":
         del session
         tensorrt.check_precision(precision, name)
         max_batch = tensorrt.MAX_BATCH
         session = _with_engine(model, config, input_name, image_size, precision, sha256)
-    elif config.provider != "cpu":
-        session = _accelerate(model, config, [_PROVIDERS[config.provider]])
+    elif provider != "cpu":
+        session = _accelerate(model, config, [_PROVIDERS[provider]])
     return Encoder(
-        session, name, input_name, output_name, image_size, width, config.provider, key, max_batch
+        session, name, input_name, output_name, image_size, width, config.label, key, max_batch
     )
+
+
+def _is_available(provider: str) -> bool:
+    return _PROVIDERS[provider].name in onnxruntime.get_available_providers()
 
 
 def _load(model: Path | bytes, name: str, config: EncoderConfig) -> Any:
@@ -189,9 +207,9 @@ def _accelerate(model: Path | bytes, config: EncoderConfig, providers: Sequence[
     try:
         session = _session(model, config, [*providers, _PROVIDERS["cpu"]])
     except Exception as error:  # onnxruntime's errors share no base but Exception
-        raise _failed(config.provider, "did not start on this box", error) from error
-    if session.get_providers()[0] != _PROVIDERS[config.provider].name:
-        raise ConfigError(_no_provider(config.provider, "did not start on this box"))
+        raise _failed(config.runs_on, "did not start on this box", error) from error
+    if session.get_providers()[0] != _PROVIDERS[config.runs_on].name:
+        raise ConfigError(_no_provider(config.runs_on, "did not start on this box"))
     return session
 
 
@@ -217,8 +235,7 @@ def _with_engine(
     def start(where: Path) -> Any:
         options = tensorrt.provider_options(where, input_name, side, precision)
         own, cuda = Provider(_PROVIDERS["tensorrt"].name, options), _PROVIDERS["cuda"]
-        is_here = cuda.name in onnxruntime.get_available_providers()
-        return _accelerate(model, config, [own, cuda] if is_here else [own])
+        return _accelerate(model, config, [own, cuda] if _is_available("cuda") else [own])
 
     if folder.exists():
         try:
@@ -250,7 +267,7 @@ def _try(session: Any, input_name: str, side: int) -> None:
 
 def _session(model: Path | bytes, config: EncoderConfig, providers: Sequence[Provider]) -> Any:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = config.threads
+    options.intra_op_num_threads = threads_of(config)
     options.inter_op_num_threads = 1
     # Spinning threads take cores that other programs on the box need.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -261,55 +278,6 @@ def _session(model: Path | bytes, config: EncoderConfig, providers: Sequence[Pro
     # start or to run.
     named = [(one.name, dict(one.options)) if one.options else one.name for one in providers]
     return onnxruntime.InferenceSession(source, options, providers=named, enable_fallback=0)
-
-
-def _check_input(session: Any, name: str, side: int) -> str:
-    inputs = session.get_inputs()
-    if len(inputs) != 1:
-        names = ", ".join(node.name for node in inputs)
-        raise BundleError(
-            f"{name} has {len(inputs)} inputs ({names}); export it with pixels as its only input"
-        )
-    (node,) = inputs
-    fits = len(node.shape) == 4 and all(
-        not isinstance(got, int) or got == want
-        for got, want in zip(node.shape[1:], (3, side, side), strict=True)
-    )
-    if node.type != "tensor(float)" or not fits:
-        raise BundleError(
-            f"the input {node.name} of {name} is {node.type} {node.shape}; "
-            f"expected float32 [batch, 3, {side}, {side}]"
-        )
-    if isinstance(node.shape[0], int):
-        raise BundleError(
-            f"{name} has a fixed batch size of {node.shape[0]}; export it with a dynamic batch size"
-        )
-    return str(node.name)
-
-
-def _check_output(session: Any, name: str, dim: int | None) -> tuple[str, int | None]:
-    """Return the name of the output with the features, and D.
-
-    If the graph does not state the width, D is `dim`.
-    """
-    outputs = {node.name: node for node in session.get_outputs()}
-    node = next(iter(outputs.values())) if len(outputs) == 1 else outputs.get("image_features")
-    if node is None:
-        raise BundleError(
-            f"{name} has the outputs {', '.join(outputs)}; expected only one output, or one named "
-            "image_features"
-        )
-    width = node.shape[1] if len(node.shape) == 2 else 0
-    if (
-        node.type != "tensor(float)"
-        or width == 0
-        or (dim is not None and isinstance(width, int) and width != dim)
-    ):
-        raise BundleError(
-            f"the output {node.name} of {name} is {node.type} {node.shape}; "
-            f"expected float32 [batch, {dim or 'D'}]"
-        )
-    return str(node.name), width if isinstance(width, int) else dim
 
 
 def _failed(provider: str, what: str, error: Exception) -> ConfigError:
@@ -324,6 +292,7 @@ def _failed(provider: str, what: str, error: Exception) -> ConfigError:
 def _no_provider(provider: str, why: str) -> str:
     names = {one.name: name for name, one in _PROVIDERS.items()}
     here = [names[p] for p in onnxruntime.get_available_providers() if p in names]
+    here += [openvino_session.NAME] if openvino_session.is_installed() else []
     others = ", ".join(name for name in here if name != provider)
     return (
         f"[encoder] provider {provider!r} {why}; available: {others}. "

@@ -85,12 +85,17 @@ class Manifest:
         }
 
 
-def feature_key(encoder_id: str, onnx_sha256: str, precision: str, provider: str) -> str:
+def feature_key(
+    encoder_id: str, onnx_sha256: str, precision: str, provider: str, *, fast: bool = False
+) -> str:
     """SHA-256, in 64 hex digits, of everything that decides a feature's bits except the picture.
 
-    The feature cache uses it as a key.
+    `precision` is that of the file, and `provider` is EncoderConfig.label, which also names the
+    numbers it computes with. `fast` is true if JPEGs are decoded at a lower
+    resolution. The feature cache uses the result as a key.
     """
-    return _digest([encoder_id, onnx_sha256, precision, provider])
+    decoding = ["fast"] if fast else []
+    return _digest([encoder_id, onnx_sha256, precision, provider, *decoding])
 
 
 def read_manifest(data: bytes | str, where: str) -> Manifest:

@@ -1,8 +1,9 @@
-"""A `map` that computes one item ahead of its caller, in a thread."""
+"""A `map` that computes in threads, some items ahead of its caller."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -10,17 +11,23 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def prefetch(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """Yield `map(work, items)`, computed in a thread that is one item ahead.
+def prefetch(
+    work: Callable[[T], R], items: Iterable[T], *, threads: int = 1, ahead: int = 1
+) -> Generator[R, None, None]:
+    """Yield `map(work, items)` in its order, computed by `threads` threads.
 
-    At most two results are in memory. An exception of `work` is raised in place of its result.
+    Beside the result that the caller has, at most `ahead` others are computed or kept. `items` is
+    iterated in the caller's thread. An exception of `work` is raised in place of its result.
     """
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="ahead") as thread:
-        waiting: Future[R] | None = None
-        for item in items:
-            following = thread.submit(work, item)
-            if waiting is not None:
-                yield waiting.result()
-            waiting = following
-        if waiting is not None:
-            yield waiting.result()
+    waiting: deque[Future[R]] = deque()
+    with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="ahead") as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) > ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:  # the caller may want no more of them
+            for future in waiting:
+                future.cancel()

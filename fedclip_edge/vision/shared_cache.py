@@ -14,10 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
+
 from fedclip_edge.errors import ConfigError, DataError, DiskError, FedclipError
 from fedclip_edge.records import F32
 from fedclip_edge.storage.user_cache import cache_folder
-from fedclip_edge.vision.cache import FeatureCache
+from fedclip_edge.vision.cache import FeatureCache, Rows
 
 MOST_BYTES = 2 * 10**9  # some 400,000 pictures with features of width 512
 _DAY_S = 24 * 60 * 60
@@ -53,19 +55,28 @@ class SharedCache:
         except _UNUSABLE as error:
             self._give_up(error)
 
-    def get(self, hashes: Sequence[str], feature_key: str) -> dict[str, F32]:
-        """Return the cached raw features, float32 (D,) each, by picture hash."""
+    def read(self, hashes: Sequence[str], feature_key: str) -> Rows:
+        """Return the cached raw features of these distinct picture hashes as one array."""
+        nothing = Rows(np.zeros((len(hashes), 0), np.float32), np.zeros(len(hashes), np.bool_))
         if self._file is None:
-            return {}
+            return nothing
         try:
-            found = self._file.get(hashes, feature_key)
-            if found:
-                self._file.note_use(found, feature_key, int(time.time() // _DAY_S))
+            rows = self._file.read(hashes, feature_key)
+            if rows.found.any():
+                used = list(rows.named(hashes))
+                self._file.note_use(used, feature_key, int(time.time() // _DAY_S))
         except _UNUSABLE as error:
             self._give_up(error)
-            return {}
-        self.found += sum(picture in found for picture in hashes)
-        return found
+            return nothing
+        self.found += int(rows.found.sum())
+        return rows
+
+    def get(self, hashes: Sequence[str], feature_key: str) -> dict[str, F32]:
+        """Return the cached raw features, float32 (D,) each, by picture hash."""
+        distinct = list(dict.fromkeys(hashes))
+        known = self.read(distinct, feature_key).named(distinct)
+        self.found += sum(picture in known for picture in hashes) - len(known)  # copies
+        return known
 
     def put(self, features: Mapping[str, F32], feature_key: str) -> None:
         """Store raw features, float32 (D,) each, by picture hash."""
@@ -73,7 +84,7 @@ class SharedCache:
             return
         try:
             self._file.put(features, feature_key)
-            self._file.note_use(features, feature_key, int(time.time() // _DAY_S))
+            self._file.note_use(list(features), feature_key, int(time.time() // _DAY_S))
         except _UNUSABLE as error:
             self._give_up(error)
 

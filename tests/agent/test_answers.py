@@ -32,7 +32,7 @@ def test_an_answer_is_that_of_predict(
     classes = random_bundle.classes
     asked, _ = find_pictures([pictures], classes.names)
     model = trained.model if has_model else None
-    said = list(predict_pictures(asked, encoder, preprocessing, classes, model))
+    said = list(predict_pictures(asked, encoder, preprocessing, classes, model, EncoderConfig()))
     new = [
         NewPicture(
             one.path,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -401,3 +403,18 @@ def test_the_hash_of_each_file_is_in_what_is_signed(bundle: Path) -> None:
     for name, blob in found.blobs(CHUNK).items():
         assert blob.sha256 == hashlib.sha256((bundle / name).read_bytes()).hexdigest()
         assert blob.size_bytes == (bundle / name).stat().st_size
+
+
+def test_a_trial_on_the_cpu_is_limited(random_bundle: Bundle) -> None:
+    """With the default settings too, which let the agent choose the provider later."""
+    code = (
+        "import resource, sys; from pathlib import Path\n"
+        "from fedclip_edge.agent.bundle_trial import _limit\n"
+        "from fedclip_edge.config.agent import EncoderConfig\n"
+        "_limit(Path(sys.argv[1]), EncoderConfig())\n"
+        "print(resource.getrlimit(resource.RLIMIT_FSIZE)[0])\n"
+        "print(resource.getrlimit(resource.RLIMIT_AS)[0] < 100 * 2**30)"
+    )
+    words = [sys.executable, "-c", code, str(random_bundle.folder)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0", "True"]

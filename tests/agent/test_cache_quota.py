@@ -9,7 +9,8 @@ import pytest
 
 from fedclip_edge.agent.cache_quota import LOOK_S, CacheQuota
 from fedclip_edge.config.limits import Limits
-from fedclip_edge.vision.cache import FeatureCache, examine
+from fedclip_edge.vision.cache import FeatureCache
+from fedclip_edge.vision.cache_state import examine
 
 DIM = 1000  # a feature takes 4 kB
 

@@ -54,4 +54,5 @@ def test_one_that_cannot_begin_closes_what_it_opened(tmp_path: Path, random_bund
         "parked.sqlite",
         "device.key",
         "pictures.sqlite",
+        "encoder.json",
     }

@@ -20,6 +20,7 @@ from in_memory import ENCODER, Fleet, class_texts, features
 from local_trainer import local_trainer, use, work_of
 from opened import opened
 
+from fedclip_edge import __version__
 from fedclip_edge.agent.features import DeviceFeatures
 from fedclip_edge.agent.trainer import LocalTrainer
 from fedclip_edge.config.agent import AgentConfig, DataConfig
@@ -530,6 +531,7 @@ def test_its_capabilities_are_counted_after_withholding(
             },
         ),
         provider="cpu",
+        version=__version__,
     )
     assert made.capabilities() == expected
     assert 'classes="ant 1, cat 4"' in capsys.readouterr().out

@@ -6,12 +6,16 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
+import click
 import pytest
 import system
 from click.testing import CliRunner, Result
+from fake_openvino import FakeOpenvino
 
 from fedclip_edge.cli.bundle import bundle
+from fedclip_edge.config.agent import Arithmetic, Provider
 from fedclip_edge.errors import BundleError
 from fedclip_edge.vision import verification
 from fedclip_edge.vision.bundle import Bundle, Golden, write_bundle
@@ -65,6 +69,54 @@ def test_a_machine_reads_the_same(random_bundle: Bundle) -> None:
     assert told["encoder_id"] == random_bundle.manifest.encoder_id
     assert [(c["found"], c["passes"]) for c in told["checks"]] == [(0.0, True)] * 3
     assert (told["bit_equal"], told["parity"], told["cautions"]) == (True, "unknown", [])
+
+
+def test_all_providers_of_the_machine(
+    random_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FakeOpenvino(tmp_path, monkeypatch).act(bf16="wrong")
+    done = typed(random_bundle.folder)
+    assert done.exit_code == 0, done.output
+    _, _, table = done.stdout.partition("providers of this machine")
+    head, cpu, fp32, bf16, note, reason, *_ = table.splitlines()
+    assert head.split() == ["images/s", "difference"]
+    for name, line in (("cpu", cpu), ("openvino", fp32)):
+        assert line.split()[0] == name
+        assert float(line.split()[1]) > 0
+        assert line.split()[2:] == ["0%", "ok"]
+    assert bf16.split() == ["openvino-bf16", "-", "-", "refused"]
+    assert note.startswith("Difference: ")
+    assert reason.startswith("openvino-bf16 refused: on this box ")
+    told = json.loads(typed(random_bundle.folder, "--json").stdout)["other_providers"]
+    assert [(one["provider"], one["passes"]) for one in told] == [
+        ("openvino", True),
+        ("openvino-bf16", False),
+    ]
+
+
+def test_a_named_provider_is_checked_alone(
+    random_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FakeOpenvino(tmp_path, monkeypatch)
+    done = typed(random_bundle.folder, "--provider", "cpu")
+    assert done.exit_code == 0, done.output
+    assert "openvino" not in done.stdout
+
+
+def test_bf16_needs_openvino(random_bundle: Bundle) -> None:
+    done = typed(random_bundle.folder, "--precision", "bf16")
+    assert done.exit_code == 2
+    assert "--precision: 'bf16' needs provider 'openvino' or 'auto', got 'cpu'." in done.stderr
+
+
+def test_the_command_line_has_every_provider_and_precision() -> None:
+    choices = {
+        option.name: set(option.type.choices)
+        for option in bundle.commands["verify"].params
+        if isinstance(option.type, click.Choice)
+    }
+    assert choices["provider"] == set(get_args(Provider)) - {"auto"}
+    assert choices["precision"] == set(get_args(Arithmetic)) - {"auto"}
 
 
 def test_random_weights_and_an_accepted_parity_are_said(

@@ -29,6 +29,7 @@ def row(name: str = "cam-01", state: str = "online", **changes: Any) -> dict[str
         "roles": ["train", "evaluate"],
         "pictures": {"train": 600, "validation": 200, "test": 200, "withheld": 3},
         "provider": "tensorrt",
+        "version": "0.3.0",
         "encoder_id": "e" * 64,
         "classes_digest": "c" * 64,
         "certificate_ends": "2028-11-28",
@@ -91,6 +92,7 @@ def status(**changes: Any) -> dict[str, Any]:
             "first_device": {"id": "cam-07", "ends": "2026-12-20"},
         },
         "next": None,
+        "traffic": {"up": 1_234_567_890, "down": 87_654},
         "refused_messages": 3,
         "devices": [row("cam-07", "refused", detail="its bundle has other classes " * 6)],
         "more": 4,
@@ -117,6 +119,9 @@ def plain(text: str) -> str:
 
 def test_a_status_answers_the_operators_questions() -> None:
     text = status_text.status_text(status(), io.StringIO())
+    assert "the coordinator has sent 1,235 MB and received 87.7 kB since it started" in text
+    without = status_text.status_text(status(traffic=None), io.StringIO())
+    assert "since it started" not in without
     for words in (
         "fleet lab: run-12345678, method auto, 4 of 12 rounds closed",
         "round 5 of 12 open; 37 of 49 contributions, needs 37; 9 min to the deadline",
@@ -193,7 +198,9 @@ def test_no_line_is_wider_than_the_terminal_and_no_device_is_lost(
 
 def test_figures_are_to_the_right_and_unknown_ones_are_a_dash() -> None:
     unknown = row("cam-02", "not seen", seen_s=None, pictures=None, provider=None, accuracy={})
-    unknown |= dict.fromkeys(("norm", "bytes_up", "bytes_down", "encode_s", "train_s", "wait_s"))
+    unknown |= dict.fromkeys(
+        ("version", "norm", "bytes_up", "bytes_down", "encode_s", "train_s", "wait_s")
+    )
     text = device_tables.device_table([row("cam-01"), unknown], io.StringIO())
     head, _, known, none = text.splitlines()
     for heading, figure in (
@@ -203,7 +210,7 @@ def test_figures_are_to_the_right_and_unknown_ones_are_a_dash() -> None:
         ("norm", "0.281"),
     ):
         assert known.index(figure) + len(figure) == head.index(heading) + len(heading), heading
-    assert none.split() == ["cam-02", "not", "seen", *["-"] * 6, "4", *["-"] * 6, "2028-11-28"]
+    assert none.split() == ["cam-02", "not", "seen", *["-"] * 6, "4", *["-"] * 7, "2028-11-28"]
 
 
 def test_the_own_model_has_a_column_where_there_is_one() -> None:
@@ -220,11 +227,13 @@ def test_one_device_is_shown_with_its_classes() -> None:
         accuracy_by_class={"zero_shot": [0.8, 0.9], "federated": [0.9, None]},
     )
     found = {
+        "version": "0.4.0",
         "classes": ["ant", "bee"],
         "bundle": {"encoder_id": "e" * 64, "classes_digest": "c" * 64},
     }
     text = device_tables.device_text(found, one, io.StringIO())
     assert "not those of the run: classes" in text
+    assert "0.3.0; the coordinator has 0.4.0" in text
     assert "3 pictures of classes with few pictures" in text
     ant, bee = (line.split() for line in text.splitlines()[-2:])
     assert ant == ["ant", "1", "500", "200", "150", "80.0", "90.0"]

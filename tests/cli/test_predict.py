@@ -44,7 +44,9 @@ def typed(bundle: Bundle, *words: str | float | Path) -> Result:
 def expected(bundle: Bundle, pictures: Path, trained: TrainedModel) -> list[Prediction]:
     asked, _ = find_pictures([pictures], NAMES)
     encoder, preprocessing = open_encoder(bundle, EncoderConfig()), bundle.manifest.preprocessing
-    found = predict_pictures(asked, encoder, preprocessing, bundle.classes, trained.model)
+    found = predict_pictures(
+        asked, encoder, preprocessing, bundle.classes, trained.model, EncoderConfig()
+    )
     return [result for result in found if isinstance(result, Prediction)]
 
 

@@ -159,7 +159,9 @@ def test_an_unknown_key_is_an_error_that_names_the_nearest_one(data: st.DataObje
 
 
 def test_a_key_like_no_other_is_answered_with_all_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"unknown key 'xyz'; known keys: provider, threads, bat"):
+    with pytest.raises(
+        ConfigError, match=r"unknown key 'xyz'; known keys: provider, precision, threads, bat"
+    ):
         read_table(EncoderConfig, {"xyz": 1}, "there")
 
 
@@ -247,9 +249,16 @@ def test_names_what_is_wrong_with_a_fleet(tmp_path: Path, old: str, new: str, sa
         ("train = 0.5", "train = 0.6", " [data]: train, validation, test: expected shares"),
         ("train = 0.5", "train = nan", " [data]: train, validation, test: expected shares"),
         ("train = 0.5", "train = -0.5", " [data]: train, validation, test: expected shares"),
-        ('"cuda"', '"gpu"', " [encoder]: provider: expected 'cpu' or 'cuda' or 'tensorrt'"),
-        ('"cuda"', '"cpu"\nthreads = 0', " [encoder]: threads: expected 1 or more, got 0"),
-        ('"cuda"', '"cpu"\nbatch_size = 0', " [encoder]: batch_size: expected 1 or more"),
+        ('"cuda"', '"gpu"', " [encoder]: provider: expected 'auto' or 'cpu' or 'cuda' or "),
+        (
+            '"cuda"',
+            '"cuda"\nprecision = "fp16"',
+            " [encoder]: precision: expected 'auto' or 'fp32'",
+        ),
+        ('"cuda"', '"cuda"\nprecision = "bf16"', " [encoder]: precision: 'bf16' needs provider "),
+        ('"cuda"', '"cpu"\nthreads = -1', " [encoder]: threads: expected 0 (chosen here) or more"),
+        ('"cuda"', '"cpu"\nbatch_size = -8', " [encoder]: batch_size: expected 0 (chosen here)"),
+        ('"cuda"', '"cpu"\nfast = 1', " [encoder]: fast: expected "),
         ('"cuda"', '"cpu"\nengine_dir = ""', " [encoder]: engine_dir: expected "),
         ('"cuda"', '"cpu"\nengines_dir = "e"', " [encoder]: unknown key 'engines_dir'; did you "),
     ],

@@ -14,8 +14,13 @@ from pathlib import Path
 import pytest
 import system
 
-from fedclip_edge.config.fleet import load_fleet
+from fedclip_edge.config.fleet import FleetConfig, load_fleet
 from fedclip_edge.coordinator.backup import make_backup
+from fedclip_edge.coordinator.bundle_choice import (
+    choose_bundle,
+    publish_classes,
+    published_folder,
+)
 from fedclip_edge.coordinator.journal import Journal, open_journal
 from fedclip_edge.coordinator.journal_tables import Run
 from fedclip_edge.coordinator.restore import restore_backup
@@ -23,11 +28,13 @@ from fedclip_edge.coordinator.run_state import stored_model
 from fedclip_edge.errors import ConfigError, JournalError
 from fedclip_edge.learning.schedule import Schedule
 from fedclip_edge.pki import enrolment, registry, site
-from fedclip_edge.protocol.signing import load, load_or_create
-from fedclip_edge.records import Plan
-from fedclip_edge.vision.bundle import Bundle
+from fedclip_edge.pki.bundle_signature import sign_bundle
+from fedclip_edge.protocol.signing import create_identity, load, load_or_create
+from fedclip_edge.records import ClassTexts, Plan
+from fedclip_edge.vision.bundle import Bundle, read_bundle, replace_classes, write_bundle
 
 PLAN = Plan("fedclip", rounds=3, vote="off", options={"lr": 0.01, "batch_size": 8})
+EXPORTER = create_identity()
 
 
 def begin(path: Path, bundle: Bundle) -> Journal:
@@ -308,3 +315,63 @@ def test_the_commands_say_what_is_next(enrolled: Path, tmp_path: Path) -> None:
     again = system.run("restore", tmp_path / "b.tar", tmp_path / "new")
     assert (again.returncode, again.stdout) == (ConfigError.exit_code, "")
     assert "already exists and was not changed; restore into a new folder" in again.stderr
+
+
+def publish(config: FleetConfig, folder: Path, classes: tuple[str, ...], above: int) -> Bundle:
+    """Publish a copy of the fleet's bundle with other classes; return what the next run uses."""
+    used = choose_bundle(config, None)
+    shutil.copytree(used.folder, folder)
+    vectors = used.classes.vectors[:1].repeat(len(classes), axis=0)
+    replace_classes(read_bundle(folder), ClassTexts(classes, vectors, 100.0, "a {}"))
+    sign_bundle(folder, EXPORTER, above=above)
+    publish_classes(config, folder, used, EXPORTER.key)
+    return choose_bundle(config, None)
+
+
+def test_published_classes_come_back_without_the_encoder(
+    plain: Path, random_bundle: Bundle, tmp_path: Path
+) -> None:
+    config = load_fleet(plain)
+    first = publish(config, tmp_path / "one", ("circle", "hexagon"), 2**35)
+    second = publish(config, tmp_path / "two", ("star", "moon"), 2**36)
+    made = make_backup(plain, tmp_path / "b.tar")
+    published = sorted(name for name in made.files if name.startswith("journal.bundles/"))
+    assert published == [
+        f"journal.bundles/{one.folder.name}/{name}"
+        for one in (first, second)
+        for name in ("classes.safetensors", "manifest.json", "signature.json")
+    ]
+    shutil.rmtree(plain.parent)
+    said = system.run("restore", tmp_path / "b.tar", tmp_path / "back")
+    assert said.returncode == 0, said.stderr
+    back = load_fleet(tmp_path / "back" / "fleet.toml")
+    # A bundle with another encoder in the place of the right one spoils nothing.
+    wrong = shutil.copytree(random_bundle.folder, tmp_path / "wrong")
+    encoder = random_bundle.encoder_path.read_bytes()
+    other = replace(random_bundle.manifest, weights_sha256="1" * 64, files={})
+    write_bundle(
+        wrong,
+        other,
+        encoder + b"\x82\x01\x00",  # an empty field, so that the bytes differ
+        random_bundle.classes,
+        random_bundle.golden(),
+        replace_existing=True,
+    )
+    assert choose_bundle(replace(back, bundle=wrong), None).folder == wrong
+    found = choose_bundle(back, None)
+    assert found.classes.names == ("star", "moon")
+    assert found.folder == published_folder(back.journal) / second.folder.name
+    run = Run("run-2", PLAN, first.manifest.encoder_id, first.classes.digest)
+    assert choose_bundle(back, run).classes.names == ("circle", "hexagon")
+
+
+def test_published_classes_in_the_operators_folder_are_in_the_backup_once(
+    enrolled: Path, tmp_path: Path
+) -> None:
+    inside = tmp_path / "site" / "runs.db"
+    (tmp_path / "far" / "runs.db").rename(inside)
+    enrolled.write_text(enrolled.read_text().replace("/far/", "/site/"))
+    publish(load_fleet(enrolled), tmp_path / "one", ("circle", "hexagon"), 2**35)
+    made = make_backup(enrolled, tmp_path / "b.tar")
+    assert not [name for name in made.files if name.endswith("image_encoder.onnx")]
+    assert len([name for name in made.files if name.endswith("classes.safetensors")]) == 1

@@ -185,6 +185,23 @@ def test_the_next_run_has_the_published_classes_and_an_unfinished_one_its_own(
     assert named.classes.names == now.classes.names
 
 
+def test_the_classes_of_the_last_run_that_is_done_stay_for_the_next_to_start_from(
+    folder: Path, tmp_path: Path
+) -> None:
+    config = FleetConfig("lab", folder, journal=tmp_path / "journal.sqlite")
+    done, abandoned, following = (
+        with_classes(folder, *names, above=2**35 + place)
+        for place, names in enumerate((("a", "b"), ("c", "d"), ("e", "f")))
+    )
+    publish_classes(config, done, choose_bundle(config, None), EXPORTER.key)
+    of_done = choose_bundle(config, None)
+    publish_classes(config, abandoned, of_done, EXPORTER.key)
+    of_abandoned, keeps = choose_bundle(config, None), [of_done.folder]
+    publish_classes(config, following, of_abandoned, EXPORTER.key, keeps)
+    assert choose_bundle(config, run_of(of_done)).classes.names == ("a", "b")
+    assert choose_bundle(config, None).classes.names == ("e", "f")
+
+
 def test_only_a_newer_signed_bundle_with_the_same_encoder_is_published(
     folder: Path, tmp_path: Path
 ) -> None:

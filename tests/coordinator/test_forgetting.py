@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from random import Random
+from typing import Any, get_args
 
 import pytest
 from forgetful_run import BASIS, Journaled, Pictures
@@ -15,9 +17,10 @@ from hypothesis import strategies as st
 from opened import opened
 
 from fedclip_edge import model_file
-from fedclip_edge.coordinator import forgetting, removal, retention
-from fedclip_edge.coordinator.forgetting import Choices, forget
+from fedclip_edge.coordinator import forgetting, journal_file, removal, retention
+from fedclip_edge.coordinator.forgetting import Choices, erase, forget
 from fedclip_edge.coordinator.journal import open_journal
+from fedclip_edge.coordinator.journal_tables import SCHEMA, Run, StoredModel
 from fedclip_edge.errors import ConfigError, JournalError, RunError
 from fedclip_edge.records import Plan
 
@@ -240,6 +243,18 @@ def test_a_run_that_started_from_a_model_with_the_device_contains_it(tmp_path: P
     assert fleet.forget("cam-3", delete_models=True).emptied == ("run-1", "run-2")
 
 
+def test_the_model_that_an_open_run_started_from_is_deleted_too(tmp_path: Path) -> None:
+    fleet = Journaled(tmp_path, FLEET, Plan("linear", rounds=1, vote="off", codec_down="fp32"))
+    fleet.begin("run-1")
+    zero_shot = fleet.journal.rounds.newest_model("run-1").payload
+    fleet.complete(FLEET)
+    fleet.begin("run-2", started_from="run-1")
+    assert fleet.journal.rounds.newest_model("run-2").payload != zero_shot
+    assert fleet.forget("cam-3", delete_models=True).emptied == ("run-1", "run-2")
+    for run in ("run-1", "run-2"):
+        assert fleet.journal.rounds.newest_model(run).payload == zero_shot
+
+
 def test_a_run_that_the_operator_ended_is_not_opened_again(tmp_path: Path) -> None:
     fleet = Journaled(tmp_path, FLEET)
     fleet.begin()
@@ -366,7 +381,10 @@ def test_a_mistake_in_the_middle_changes_nothing(
     assert fleet.forget("cam-3").contributions == 2
 
 
-def test_a_journal_that_another_process_reads_is_not_called_clean(tmp_path: Path) -> None:
+def test_a_journal_that_another_process_reads_is_not_called_clean(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forgetting, "_WAITS_S", 0.5)
     fleet = Journaled(tmp_path, FLEET)
     fleet.begin()
     fleet.complete(FLEET)
@@ -375,9 +393,91 @@ def test_a_journal_that_another_process_reads_is_not_called_clean(tmp_path: Path
     reader.execute("SELECT * FROM run").fetchall()
     fleet.journal._database.execute("PRAGMA busy_timeout = 100")
     (failure,) = fleet.forget("cam-3").failures
-    assert "so deleted data is still in the file" in failure
+    assert "deleted data is still in the journal" in failure
+    said = erase(fleet.journal.path, fleet.journal.erase_step)
+    assert "another process reads it" in said
     reader.close()
+    assert erase(fleet.journal.path, fleet.journal.erase_step) == ""
     assert fleet.forget("cam-3").failures == ()
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_no_byte_of_a_device_is_left_whatever_was_written_and_deleted_before(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    journal = opened(open_journal(tmp_path_factory.mktemp("journals") / "journal.sqlite"))
+    random = Random(data.draw(st.integers(0, 2**32)))
+    size_bytes = data.draw(st.sampled_from([200, 2_000, 20_000, 40_000, 200_000]))
+    names = [f"cam-{number:03}" for number in range(data.draw(st.integers(2, 25)))]
+    samples: dict[str, list[bytes]] = {name: [] for name in names}
+    for run in ("run-1", "run-2"):
+        journal.runs.add(Run(run, Plan("gda"), "e" * 64, "c" * 64), model(0, random))
+        for number in range(1, data.draw(st.integers(1, 8)) + 1):
+            for name in random.sample(names, len(names)):
+                body = random.randbytes(random.randint(size_bytes // 4, size_bytes))
+                samples[name].append(body[24:48])
+                journal.contributions.keep(
+                    run, number, name, random.randbytes(32).hex(), body, 0.5, 1
+                )
+                journal.devices.pin_key(run, name, random.randbytes(32).hex())
+            stays = data.draw(st.sampled_from(get_args(retention.Stays)))
+            journal.rounds.close(run, model(number, random), stays)
+        journal.runs.finish(run)
+    (gone,) = random.sample(names, 1)
+    with journal.transaction() as database:
+        removal.remove_device(database, gone)
+        journal.rounds.add_model("run-2", model(99, random))  # into the pages that were freed
+    assert erase(journal.path, journal.erase_step) == ""
+    journal.rewrite()  # without it, a copy of a row that SQLite moved is left in one of 100 files
+    left = on_disk(journal.path.parent)
+    assert gone.encode() not in left
+    assert not [sample for sample in samples[gone] if sample in left]
+    journal.check()
+    assert {name for name in names if name.encode() in left} == set(names) - {gone}
+
+
+def model(number: int, random: Random) -> StoredModel:
+    body = random.randbytes(random.randint(1_000, 90_000))
+    return StoredModel(number, hashlib.sha256(body).hexdigest(), body, b"")
+
+
+def test_erasing_takes_short_steps_between_which_others_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_file, "_ERASES_S", 0.0)
+    journal = opened(open_journal(tmp_path / "journal.sqlite"))
+    random = Random(0)
+    journal.runs.add(Run("run-1", Plan("gda"), "e" * 64, "c" * 64), model(0, random))
+    for name in ("cam-1", "cam-2"):
+        journal.contributions.keep("run-1", 1, name, "a" * 64, random.randbytes(8_000_000), 0.5, 1)
+    with journal.transaction() as database:
+        removal.remove_device(database, "cam-1")
+    lefts = []
+    while left := journal.erase_step():
+        lefts.append(left)
+        journal.devices.pin_key("run-1", f"cam-{len(lefts)}", "b" * 64)
+    assert lefts == sorted(lefts, reverse=True)
+    assert len(lefts) >= 7
+    assert max(before - after for before, after in pairwise(lefts)) <= 32
+    assert journal.path.stat().st_size < 10_000_000
+    assert len(journal.devices.keys("run-1")) == len(lefts)
+
+
+def test_a_journal_of_an_earlier_version_is_rewritten_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    with sqlite3.connect(path) as database:
+        database.executescript(f"{SCHEMA.script} PRAGMA user_version = {SCHEMA.version};")
+    database.close()
+    journal, random = opened(open_journal(path)), Random(0)
+    journal.runs.add(Run("run-1", Plan("gda"), "e" * 64, "c" * 64), model(0, random))
+    body = random.randbytes(500_000)
+    journal.contributions.keep("run-1", 1, "cam-1", "a" * 64, body, 0.5, 1)
+    with journal.transaction() as database:
+        removal.remove_device(database, "cam-1")
+    assert erase(path, journal.erase_step) == ""
+    assert body[1000:1032] not in on_disk(tmp_path)
+    assert path.stat().st_size < 300_000
 
 
 def test_a_coordinator_that_still_serves_stops(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ from fedclip_edge.config.fleet import FleetConfig
 from fedclip_edge.coordinator import run_state
 from fedclip_edge.coordinator.journal import Journal, open_journal
 from fedclip_edge.coordinator.journal_tables import Run
-from fedclip_edge.coordinator.run_choice import RunChoice, choose_run
+from fedclip_edge.coordinator.run_choice import RunChoice, choose_run, next_run
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.learning import methods
 from fedclip_edge.learning.schedule import Schedule
 from fedclip_edge.protocol import chunks, wire
 from fedclip_edge.records import ClassTexts, Contribution, Plan, Update
+from fedclip_edge.vision.bundle import Bundle, read_bundle, replace_classes
 
 CLASSES, D = class_texts(), 8
 PLAN = Plan("fedclip", rounds=3, vote="off")
@@ -172,3 +174,46 @@ def test_an_invalid_plan_changes_nothing(journal: Journal, begun: Run) -> None:
     with pytest.raises(ConfigError, match="fedklip"):
         choose(journal, dataclasses.replace(PLAN, method="fedklip"), new_run=True)
     assert journal.runs.unfinished() == begun
+
+
+def done_run(journal: Journal, folder: Path, plan: Plan) -> tuple[FleetConfig, Bundle]:
+    """A finished run with the classes of the bundle in `folder`; returns the settings for more."""
+    bundle = read_bundle(folder)
+    config = FleetConfig("lab", bundle=folder, journal=journal.path, plan=plan)
+    run = Run(
+        "run-1", methods.with_defaults(plan), bundle.manifest.encoder_id, bundle.classes.digest
+    )
+    schedule = Schedule(run.plan, bundle.classes, bundle.manifest.dim)
+    journal.runs.add(run, run_state.stored_model(schedule.initial(), {}, run.plan))
+    run_state.open_run_state(run, journal, schedule).close_round()
+    journal.runs.finish(run.id)
+    return config, bundle
+
+
+@pytest.mark.parametrize("named", ["last", "run-1"])
+def test_a_run_with_other_classes_starts_from_a_model_while_their_bundle_is_there(
+    journal: Journal, random_bundle: Bundle, tmp_path: Path, named: str
+) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(random_bundle.folder, folder)
+    config, bundle = done_run(journal, folder, Plan("linear", rounds=1, vote="off"))
+    dim, encoder = bundle.manifest.dim, bundle.manifest.encoder_id
+    more = class_texts((*bundle.classes.names, "hexagon"), dim)
+    chosen = next_run(config, more, dim, encoder, journal, by="test", start=named)
+    assert chosen.initial is not None
+    assert chosen.initial.parameters["weight"].shape == (4, dim)
+    assert chosen.origin.model == "run-1"
+
+    replace_classes(bundle, more)  # in place, by hand: nothing says which classes run-1 had
+    with pytest.raises(ConfigError, match=r"run-1 had other classes .* no bundle that names them"):
+        next_run(config, more, dim, encoder, journal, by="test", start=named)
+
+
+def test_a_run_with_another_encoder_cannot_start_from_a_model(
+    journal: Journal, random_bundle: Bundle
+) -> None:
+    config, bundle = done_run(journal, random_bundle.folder, PLAN)
+    with pytest.raises(ConfigError, match="run-1 has another encoder"):
+        next_run(
+            config, bundle.classes, bundle.manifest.dim, "f" * 64, journal, by="test", start="last"
+        )

@@ -11,6 +11,7 @@ import pytest
 from coordinated_fleet import RULES, device, joined, make, state, steps, until
 from in_memory import Fleet
 
+from fedclip_edge import __version__
 from fedclip_edge.coordinator import snapshot
 from fedclip_edge.protocol.message_parts import Encoding
 from fedclip_edge.protocol.messages import DeviceState
@@ -63,6 +64,7 @@ def test_a_device_shows_its_pictures_by_class_and_side_and_where_it_encodes(flee
     ]
     assert len(by_class["test"]) == len(fleet.classes.names)
     assert (found["provider"], found["roles"]) == ("cpu", ["train", "evaluate"])
+    assert found["version"] == __version__
     assert found["encoder_id"] == fleet.coordinator.run_state.run.encoder_id
     assert found["seen_s"] is not None
 

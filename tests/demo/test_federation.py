@@ -16,8 +16,11 @@ from checkout import SHARED
 from system import wait_until
 
 from fedclip_edge.cli.demo import _compare
+from fedclip_edge.config.agent import load_agent
+from fedclip_edge.coordinator.deliveries import open_release
 from fedclip_edge.demo import baselines, federation, stage
 from fedclip_edge.errors import RunError
+from fedclip_edge.pki.bundle_signature import read_signature
 from fedclip_edge.reporting.run_figures import KINDS
 
 pytestmark = pytest.mark.one_python  # whole demos, as processes
@@ -55,6 +58,26 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     done = demo(out)
     assert done.returncode == 0, done.stdout + done.stderr
     return out, done.stdout
+
+
+def test_the_user_can_go_on_with_the_demos_bundle_and_its_export_key(
+    first: tuple[Path, str],
+) -> None:
+    out, _ = first
+    key, bundle = out / "export" / "export.key", out / "bundle"
+    assert key.stat().st_mode & 0o077 == 0
+    signed = read_signature(bundle)
+    assert signed is not None
+    for path in (out / "devices").glob("*/agent.toml"):
+        assert load_agent(path).export_key == signed.key
+    release = open_release(bundle, signed.key)  # what `serve` offers to the devices
+    assert release is not None
+    release.close()
+    done = system.run("bundle", "sign", bundle, "--key", key)
+    assert done.returncode == 0, done.stderr
+    again = read_signature(bundle)
+    assert again is not None
+    assert (again.key, again.serial > signed.serial) == (signed.key, True)
 
 
 def test_the_summary_holds_what_was_promised(first: tuple[Path, str]) -> None:
@@ -330,7 +353,8 @@ def test_a_fleet_without_anything_to_compare_keeps_its_results(
     monkeypatch.setattr(baselines, "train", fail)
     staged = stage.Device("photo", "photo", tmp_path, tmp_path)
     settings = stage.Settings(tmp_path)
-    assert _compare(stage.Stage(settings, tmp_path, tmp_path, tmp_path, (staged,), staged)) is None
+    prepared = stage.Stage(settings, tmp_path, tmp_path, tmp_path, (staged,), staged, "")
+    assert _compare(prepared) is None
     assert capsys.readouterr().err == (
         "Note: there is nothing to compare the fleet with: a worker process ended with code -9.\n"
     )

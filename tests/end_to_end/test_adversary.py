@@ -26,13 +26,20 @@ from simulated_processes import SimulatedProcess
 from fedclip_edge.agent.session import Session
 from fedclip_edge.agent.state_db import PendingUpdate, RunPosition, StateDb
 from fedclip_edge.agent.upload import Upload
-from fedclip_edge.coordinator import phase_gathering, round_events, round_machine
+from fedclip_edge.coordinator import (
+    phase_gathering,
+    recomputation,
+    removal,
+    round_events,
+    round_machine,
+)
 from fedclip_edge.coordinator.coordinator import Coordinator
 from fedclip_edge.coordinator.device_messages import DeviceMessages
+from fedclip_edge.coordinator.journal import Journal
 from fedclip_edge.coordinator.journal_contributions import Contributions
 from fedclip_edge.coordinator.journal_file import JournalFile
 from fedclip_edge.coordinator.journal_rounds import Rounds
-from fedclip_edge.coordinator.journal_tables import LastContribution
+from fedclip_edge.coordinator.journal_tables import LastContribution, Run
 from fedclip_edge.coordinator.publisher import Publisher
 from fedclip_edge.coordinator.receiver import Arrival
 from fedclip_edge.coordinator.round_driver import RoundDriver
@@ -297,6 +304,16 @@ def is_never_left_alone(self: Session, manifest: Manifest) -> bool:
     return False
 
 
+def keeps_what_it_sent(database: Connection, device: str) -> tuple[int, int]:
+    return 0, 0
+
+
+def keeps_its_models(
+    journal: Journal, database: Connection, run: Run, *_: object
+) -> recomputation.Solved:
+    return recomputation.Solved(run.id, 0, journal.rounds.closed(run.id), 0, is_open=False)
+
+
 Bug = Callable[[pytest.MonkeyPatch], None]
 
 
@@ -415,6 +432,12 @@ BUGS: dict[str, tuple[str, Bug, int]] = {
     ),
     "gives up waiting for the answer": (
         "residual", replaced((Upload, "go_back", gives_up_waiting_for_the_answer)), 100
+    ),
+    "keeps what a forgotten device sent": (
+        "forgotten", replaced((removal, "remove_device", keeps_what_it_sent)), 100
+    ),
+    "keeps the models of a forgotten device": (
+        "equal", replaced((recomputation, "solve_again", keeps_its_models)), 200
     ),
     "believes any epoch": ("epochs", replaced((RunPosition, "is_newer_than", believes_any_epoch)), 100),
 }  # fmt: skip

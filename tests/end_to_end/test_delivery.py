@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import safetensors.numpy
 import system
 from brokers import MOSQUITTO
 from mqtt_client import Proxy
@@ -19,10 +20,13 @@ from secured import Secured
 from system import Site, wait_until
 
 from fedclip_edge.config.broker import BrokerAddress
+from fedclip_edge.coordinator.journal import open_journal_to_read
+from fedclip_edge.coordinator.run_state import master_model
 from fedclip_edge.errors import ConfigError
+from fedclip_edge.learning.schedule import Schedule
 from fedclip_edge.pki.bundle_signature import load_export_key, sign_bundle
 from fedclip_edge.protocol import signing
-from fedclip_edge.records import ClassTexts
+from fedclip_edge.records import Arrays, ClassTexts
 from fedclip_edge.vision.bundle import Bundle, read_bundle, replace_classes, write_bundle
 
 pytestmark = [
@@ -42,7 +46,9 @@ class Fleet:
     def sign(self) -> int:
         return sign_bundle(self.bundle, load_export_key(self.secured.site.export_key)).serial
 
-    def write_fleet(self, extra: str = "", devices: int = 1) -> Path:
+    def write_fleet(
+        self, extra: str = "", devices: int = 1, plan: str = 'method = "ridge"\nrounds = 1'
+    ) -> Path:
         here = self.secured.site.coordinator
         path = self.secured.folder / "fleet.toml"
         path.write_text(
@@ -51,7 +57,7 @@ class Fleet:
             f'[broker]\nport = {self.secured.port}\nca = "{here}/ca.crt"\n'
             f'certificate = "{here}/coordinator.crt"\nkey = "{here}/coordinator.key"\n'
             f"[rules]\ndevices = {devices}\nquorum = 1.0\ndeadline_s = 60\ngrace_s = 1\n"
-            '[plan]\nmethod = "ridge"\nrounds = 1\nvote = "off"\n'
+            f'[plan]\n{plan}\nvote = "off"\n'
         )
         return path
 
@@ -150,6 +156,58 @@ def test_a_box_with_its_archive_and_a_folder_fetches_the_bundle_and_later_class_
     (refused,) = fleet.said("cam-01", "bundle_refused")
     assert "sign that one again with" in str(refused["reason"])
     assert box.poll() is None
+
+
+@pytest.mark.parametrize("method", ["fedclip", "linear"])
+def test_after_new_classes_a_run_goes_on_from_the_last_model(fleet: Fleet, method: str) -> None:
+    fleet.sign()
+    agent = fleet.box("cam-01")
+    config = fleet.write_fleet(plan=f'method = "{method}"\nrounds = 1')
+    fleet.site.start("serve", config, "--json", log="serve")
+    box = fleet.site.start("agent", agent, "--json", log="cam-01")
+    fleet.wait_for("serve", "run_done")
+    fleet.wait_for("cam-01", "run_done")
+    box.terminate()
+    box.wait(system.DEADLINE_S)
+
+    # A class more, one less, and another order.
+    old = read_bundle(fleet.bundle).classes
+    names = (old.names[2], "hexagon", old.names[0])
+    added = np.eye(1, old.vectors.shape[1], 3, dtype=np.float32)
+    vectors = np.concatenate([old.vectors[2:3], added, old.vectors[:1]])
+    newer = fleet.secured.folder / "newer"
+    shutil.copytree(fleet.bundle, newer)
+    replace_classes(read_bundle(newer), replace(old, names=names, vectors=vectors))
+    key = fleet.secured.site.export_key
+    assert system.run("bundle", "sign", newer, "--key", key).returncode == 0
+    assert system.run("classes", "publish", newer, config).returncode == 0
+    said = system.run("run", "start", config, "--from", "last")
+    assert said.returncode == 0, said.stderr
+    first, second = (str(one["run"]) for one in fleet.said("serve", "serving"))
+    assert f"started {second} from {first}" in said.stdout
+    done = safetensors.numpy.load_file(config.parent / "models" / f"{first}.safetensors")
+    begun = model_in(config.with_name("journal.sqlite"), second, read_bundle(newer))
+    for name, term in begun.items():
+        if method == "fedclip":  # the adapter does not depend on the classes
+            assert np.array_equal(term, done[name])
+        else:
+            assert np.array_equal(term[[0, 2]], done[name][[2, 0]])
+            assert np.array_equal(term[1:2], added)
+
+    shutil.rmtree(agent.parent / "pictures" / old.names[1])
+    fleet.site.start("agent", agent, "--json", log="cam-01-again")
+    fleet.wait_for("serve", "run_done", 2)
+    fleet.wait_for("cam-01-again", "run_done")
+    assert {one["encoded"] for one in fleet.said("cam-01-again", "features_ready")} == {0}
+
+
+def model_in(journal: Path, run: str, bundle: Bundle) -> Arrays:
+    """The float32 parameters of the newest model of a run with the classes of the bundle."""
+    with contextlib.closing(open_journal_to_read(journal)) as opened:
+        stored = opened.rounds.newest_model(run)
+        (its,) = (one for one in opened.runs.all() if one.id == run)
+    schedule = Schedule(its.plan, bundle.classes, bundle.manifest.dim)
+    return master_model(stored, schedule.layout(stored.round).parameters).parameters
 
 
 def test_an_older_bundle_and_one_of_another_signer_are_refused_by_name(fleet: Fleet) -> None:

@@ -84,16 +84,18 @@ def test_the_codec_lies_between_int8_and_fp16() -> None:
 
 def test_the_provider_passes_or_the_error_names_it(random_bundle: Bundle) -> None:
     done = run("own_provider.py", str(random_bundle.folder))
-    figures = re.findall(r"^(\w+) +(.*\S) +(\S+), at most (\S+)$", done.stdout, re.MULTILINE)
+    figures = re.findall(r"^([\w-]+) +(.*\S) +(\S+), at most (\S+)$", done.stdout, re.MULTILINE)
     is_here = "OpenVINOExecutionProvider" in onnxruntime.get_available_providers()
-    ran = ["cpu", "openvino"] if is_here else ["cpu"]
+    ran = ["cpu", "openvino-ep"] if is_here else ["cpu"]
     assert [provider for provider, *_ in figures] == [name for name in ran for _ in range(3)]
     assert all(float(found) <= float(allowed) for *_, found, allowed in figures)
-    assert re.findall(r"^(\w+) +passes, \d+ pictures per second$", done.stdout, re.MULTILINE) == ran
+    assert (
+        re.findall(r"^([\w-]+) +passes, \d+ pictures per second$", done.stdout, re.MULTILINE) == ran
+    )
     if is_here:
         assert (done.returncode, done.stderr) == (0, "")
     else:
-        message = "[encoder] provider 'openvino' is not part of this onnxruntime; available: cpu"
+        message = "[encoder] provider 'openvino-ep' is not part of this onnxruntime; available: cpu"
         assert done.stderr.startswith(message)
         assert (done.returncode, done.stderr.count("\n")) == (ConfigError.exit_code, 1)
 

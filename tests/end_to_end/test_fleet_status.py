@@ -16,6 +16,7 @@ from brokers import MOSQUITTO
 from system import Site, wait_until
 from terminal import shown_on_terminal
 
+from fedclip_edge import __version__
 from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.errors import ConfigError, LinkError
 from fedclip_edge.vision.bundle import Bundle
@@ -72,10 +73,13 @@ def test_a_fleet_is_seen_while_it_runs_and_after_it_has_ended(site: Site) -> Non
     )
     found = asked("status", fleet)
     assert (found["run"]["state"], found["counts"]["online"]) == ("done", 2)
+    # The devices have sent it their updates, and it has sent them models.
+    assert all(found["traffic"][way] > found["run"]["model_bytes"] for way in ("up", "down"))
     assert found["next"] == {"at": None, "new_pictures": None, "has_new_pictures": None}
     devices = {one["id"]: one for one in asked("devices", fleet)["devices"]}
     assert set(devices) == {"cam-01", "camera-02"}
     assert all(one["contributions"] == 3 for one in devices.values())
+    assert {one["version"] for one in devices.values()} == {__version__}
     one = asked("devices", fleet, "--device", "cam-01")
     assert sum(one["pictures_by_class"]["train"]) == one["pictures"]["train"]
     wrong = system.run("devices", fleet, "--device", "cam-1")

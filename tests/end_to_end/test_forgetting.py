@@ -7,14 +7,16 @@ import itertools
 import json
 import sqlite3
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from system import DEADLINE_S, Site, run, wait_until
+from system import DEADLINE_S, Site, run, started, wait_until
 
 from fedclip_edge import model_file
 from fedclip_edge.config.broker import BrokerAddress
+from fedclip_edge.coordinator import control
 from fedclip_edge.records import Model
 from fedclip_edge.vision.bundle import Bundle
 
@@ -148,3 +150,80 @@ def test_a_device_that_is_away_counts_with_its_last_contribution(
         newest = max((site.folder / "models").iterdir(), key=lambda file: file.stat().st_mtime_ns)
         assert content(model_file.read(newest).model) == content(of_two), "computed at once"
         assert content(ends(site, serve(site, "--once"))) == content(of_two)
+
+
+BALLAST, MEGABYTE = 100, 2**20
+
+
+def fill(journal: Path) -> None:
+    """Give the journal an older run with 100 MB of sums of a device that is not forgotten."""
+    with contextlib.closing(sqlite3.connect(journal)) as database, database:
+        columns = "plan, encoder_id, classes_digest, state, started_at, started_by, started_from"
+        database.execute(
+            f"INSERT INTO run (rowid, id, {columns}) SELECT 0, 'run-0', {columns} FROM run"  # noqa: S608
+        )
+        database.execute(
+            "INSERT INTO model SELECT 'run-0', 0, sha256, body, server_state, master, rest_sha256 "
+            "FROM model"
+        )
+        for number in range(BALLAST):
+            added = database.execute(
+                "INSERT INTO contribution VALUES (NULL, 'run-0', 1, ?, ?, ?, 0.0, 1)",
+                (f"old-{number}", "0" * 64, MEGABYTE),
+            )
+            database.execute(
+                "INSERT INTO payload VALUES (?, randomblob(?))", (added.lastrowid, MEGABYTE)
+            )
+            database.execute(
+                "INSERT INTO last_contribution SELECT ?, encoder_id, classes_digest, ? FROM run "
+                "WHERE id = 'run-0'",
+                (f"old-{number}", added.lastrowid),
+            )
+
+
+def written_bytes(process: subprocess.Popen[bytes]) -> int:
+    """Bytes that a process has given to the kernel to write so far (proc(5))."""
+    lines = Path(f"/proc/{process.pid}/io").read_text().splitlines()
+    return int(dict(line.split(": ") for line in lines)["wchar"])
+
+
+def test_status_answers_and_a_run_goes_on_while_a_device_is_forgotten_in_a_large_journal(
+    tmp_path: Path, random_bundle: Bundle, mosquitto: BrokerAddress
+) -> None:
+    with a_site(tmp_path, random_bundle, mosquitto, NORTH, SOUTH, HARBOUR) as site:
+        path = write_fleet(site, 3)
+        process = serve(site, "--once")
+        start_agents(site, NORTH, SOUTH, HARBOUR)
+        ends(site, process)
+        journal = site.folder / "journal.sqlite"
+        fill(journal)
+        body = payload_of(site, HARBOUR)
+        sample = body[len(body) // 2 :][:64]
+        process = serve(site)
+        wait_until(lambda: control.is_served(control.socket_path(journal)), "the socket")
+        wait_until(
+            lambda: json.loads(run("status", path, "--json").stdout)["counts"]["online"] == 3, ""
+        )
+        before, answers_s = written_bytes(process), []
+        with started("forget", path, HARBOUR) as forgets:
+            while forgets.poll() is None:
+                asked = time.monotonic()
+                control.ask(control.socket_path(journal), "status")
+                answers_s.append(time.monotonic() - asked)
+            assert forgets.stdout is not None
+            said = forgets.stdout.read()
+        assert forgets.returncode == 0, said
+        assert "the devices vote again" in said
+        assert "until `serve` is started again" in said
+        assert max(answers_s) < 1.0, answers_s
+        # A file of 100 MB that is rewritten is written two times, with the write-ahead log.
+        assert written_bytes(process) - before < 20 * MEGABYTE
+        assert sample not in bytes_on_disk(site)
+        written(site, process, 2)  # the vote without the device
+        process.terminate()
+        process.wait(DEADLINE_S)
+        again = serve(site)
+        wait_until(lambda: control.is_served(control.socket_path(journal)), "the socket", 60)
+        assert [e["event"] for e in site.events("serve")].count("journal_rewritten") == 1
+        again.terminate()
+        again.wait(DEADLINE_S)

@@ -117,7 +117,9 @@ def same_as_predict(
     asked, _ = find_pictures([pictures], bundle.classes.names)
     model = None if trained is None else trained.model
     encoder, preprocessing = open_encoder(bundle, EncoderConfig()), bundle.manifest.preprocessing
-    expected = list(predict_pictures(asked, encoder, preprocessing, bundle.classes, model))
+    expected = list(
+        predict_pictures(asked, encoder, preprocessing, bundle.classes, model, EncoderConfig())
+    )
     alone = labelled_alone(out, preprocessing, bare, [one.path for one in asked])
     moved = 0
     for made, (label, probability, _) in zip(expected, alone, strict=True):
@@ -184,7 +186,9 @@ def test_unknown_pictures_are_those_of_predict(
     encoder = open_encoder(random_bundle, EncoderConfig())
 
     def predicted(model: Model) -> list[Prediction]:
-        found = predict_pictures(asked, encoder, preprocessing, random_bundle.classes, model)
+        found = predict_pictures(
+            asked, encoder, preprocessing, random_bundle.classes, model, EncoderConfig()
+        )
         return [one for one in found if isinstance(one, Prediction)]
 
     scores = sorted(one.score for one in predicted(knowing(trained, Rule(0.0, gain)).model))

@@ -252,7 +252,7 @@ def test_zero_shot_on_real_pictures_is_the_known_figure(
             open_encoder(standin, config),
             cache,
             standin.manifest.preprocessing,
-            config.batch_size,
+            config,
         )
     units = embedded.vectors / np.linalg.norm(embedded.vectors, axis=1, keepdims=True)  # (N, D)
     found = (units @ standin.classes.vectors.T).argmax(axis=1)  # (N,)

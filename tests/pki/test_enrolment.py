@@ -21,6 +21,7 @@ from fedclip_edge.config.agent import load_agent
 from fedclip_edge.errors import BrokerError, ConfigError
 from fedclip_edge.pki import authority, enrolment, mosquitto, registry
 from fedclip_edge.pki.box import Box
+from fedclip_edge.pki.bundle_signature import load_export_key
 from fedclip_edge.pki.mosquitto import access_list
 from fedclip_edge.pki.site import Folder, create_site
 from fedclip_edge.protocol import signing
@@ -287,6 +288,24 @@ def test_again_makes_a_new_key_and_revokes_the_old_one(site: Folder) -> None:
     assert revoked_serials(site) == {*before.serials, *after.serials}
     enrolment.revoke(site, "cam-01")
     assert len(revoked_serials(site)) == 4
+
+
+def test_every_new_archive_has_the_fleets_export_key(site: Folder) -> None:
+    """With an id, with a request from the box, from a list, and with a new key."""
+    key = authority.new_key()
+    boxes = [Box("cam-03"), Box("cam-04", "roof", "/data")]
+    archives = [
+        enrolment.enroll(site, "cam-01"),
+        enrolment.enroll(site, request=request("cam-02", key)),
+        *enrolment.enroll_all(site, boxes, out=Path("boxes")).archives,
+        enrolment.enroll_again(site, "cam-03", out=Path("again.tar")).archive,
+    ]
+    export_key = load_export_key(site.export_key).key
+    assert registry.read(site.registry).export_key == export_key
+    assert len(archives) == 5
+    for archive in archives:
+        config = load_agent(unpacked(archive) / "agent.toml")
+        assert (config.export_key, config.bundle) == (export_key, None)
 
 
 def test_again_is_only_for_a_device_that_is_enrolled_and_for_a_new_key(site: Folder) -> None:

@@ -282,6 +282,7 @@ REFUSED_LINES = {
     "a kind that cannot be shown": (line({**hello(), "kind": "\ud800"}), r"unknown kind '\\ud800'"),
     "a body that is a list": (line({**hello(), "body": []}), "unknown kind 'hello'"),
     "an unknown field": (line(hello(domian="x")), "unknown key 'domian'; did you mean 'domain'"),
+    "a field of another version": (line(hello(later=1)), "install the same version on both"),
     "a missing field": (line({**hello(), "body": {}}), "the key 'boot' is missing"),
     "a mistyped field": (line(hello(boot=7)), "boot: expected str, got int 7"),
     "true for a number": (KEPT.replace(b"1,", b"true,"), "number: expected int, got bool"),

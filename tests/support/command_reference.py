@@ -24,6 +24,7 @@ ARGUMENTS: Mapping[tuple[str, str], str] = {
     ("classes publish", "CONFIG"): "The coordinator's [configuration file](configuration.md).",
     ("broker init", "FOLDER"): "The folder to make.",
     ("broker move", "FOLDER"): "The folder of the fleet.",
+    ("broker replace-authority", "FOLDER"): "The folder of the fleet.",
     ("broker rotate", "FOLDER"): "The folder of the fleet.",
     ("enroll", "ID"): "The device's id. It may be left out if `--csr` names it.",
     ("renew", "ID"): "The device's id.",
@@ -48,6 +49,7 @@ ARGUMENTS: Mapping[tuple[str, str], str] = {
     ("forget", "ID"): "The device's id.",
     ("agent", "CONFIG"): "The device's [configuration file](configuration.md).",
     ("doctor", "CONFIG"): "The device's [configuration file](configuration.md).",
+    ("review", "CONFIG"): "The device's [configuration file](configuration.md).",
     ("predict", "PICTURES"): "Picture files, or folders with pictures.",
 }
 

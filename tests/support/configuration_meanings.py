@@ -158,10 +158,19 @@ MEANINGS: Mapping[type[Any], Mapping[str, str]] = {
         "trained on before they have a label.",
     },
     EncoderConfig: {
-        "provider": "Execution provider of ONNX Runtime that runs the encoder. If it is not "
-        "available, the agent stops with an error.",
-        "threads": "Threads of the CPU provider.",
-        "batch_size": "Pictures per call of the encoder.",
+        "provider": "[Where the encoder runs](../how-to/precision.md). `auto` tries what is "
+        "installed, takes the fastest whose features agree with the bundle's, and stays with it. "
+        "Another value is used, or the agent stops with an error.",
+        "precision": "Numbers that the encoder computes with: `fp32` as the bundle was exported, "
+        "`bf16` with OpenVINO on a processor that has it, `auto` the faster one whose features "
+        "agree.",
+        "threads": "Number of threads that decode pictures, and of the providers `cpu` and `openvino`. 0: one for "
+        "each core that the process may use, by its affinity and the quotas of its control groups.",
+        "batch_size": "Pictures per call of the encoder. 0: 4 for each thread, at least 8 and at "
+        "most 32.",
+        "fast": "true decodes large JPEGs at a lower resolution, still at least twice that of the "
+        "encoder. It is faster and changes the features a little; they are cached separately. "
+        "[Figures](../how-to/precision.md).",
         "engine_dir": "Folder for the engines that TensorRT builds. Without it, they are in "
         "`fedclip-edge/engines` in the user's cache folder.",
     },

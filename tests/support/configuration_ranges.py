@@ -190,9 +190,11 @@ RANGES: Mapping[type[Any], Mapping[str, Range]] = {
     InboxConfig: {"folder": PATH},
     EncoderConfig: {
         "provider": CHOICE,
-        "threads": integers(1),
-        "batch_size": integers(1),
+        "precision": CHOICE,
+        "threads": integers(0),
+        "batch_size": integers(0),
         "engine_dir": PATH,
+        "fast": TRUTH,
     },
     Limits: {
         "max_threads": integers(1),

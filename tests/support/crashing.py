@@ -67,6 +67,12 @@ class CrashingConnection:
             raise Killed
         return self._database.execute(*arguments)
 
+    def executescript(self, script: str) -> sqlite3.Cursor:
+        if self._killed or self._fuse.burns_down(on_disk=True):
+            self._killed = True
+            raise Killed
+        return self._database.executescript(script)
+
     @property
     def in_transaction(self) -> bool:
         """True if there are uncommitted writes."""

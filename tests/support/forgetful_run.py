@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,14 @@ from opened import opened
 from fedclip_edge.coordinator.forgetting import Choices, Forgotten, forget
 from fedclip_edge.coordinator.journal import Journal, open_journal
 from fedclip_edge.coordinator.journal_tables import ZERO_SHOT, Origin, Run
-from fedclip_edge.coordinator.run_state import RunState, open_run_state, stored_model
+from fedclip_edge.coordinator.run_state import (
+    RunState,
+    master_model,
+    open_run_state,
+    stored_model,
+)
 from fedclip_edge.coordinator.server import Basis
+from fedclip_edge.errors import JournalError
 from fedclip_edge.learning import methods
 from fedclip_edge.learning.method import LocalTask
 from fedclip_edge.learning.schedule import Schedule
@@ -51,7 +57,12 @@ class Journaled:
 
     def begin(self, name: str = "run-1", *, started_from: str = ZERO_SHOT) -> RunState:
         run = Run(name, methods.with_defaults(self.plan), ENCODER, CLASSES.digest)
-        initial = Schedule(run.plan, CLASSES, D).initial()
+        schedule = Schedule(run.plan, CLASSES, D)
+        initial = schedule.initial()
+        if started_from != ZERO_SHOT:
+            stored = self.journal.rounds.newest_model(started_from)
+            model = master_model(stored, schedule.layout(stored.round).parameters)
+            initial, _ = schedule.start_from(model, CLASSES)
         origin = Origin(model=started_from)
         self.journal.runs.add(run, stored_model(initial, {}, run.plan), origin)
         return self.state()
@@ -124,7 +135,12 @@ class Journaled:
         return state
 
     def forget(self, device: str, **choices: Any) -> Forgotten:
-        return forget(self.journal, device, BASIS, Choices(quorum=0.75, **choices))
+        done = forget(self.journal, device, BASIS, Choices(quorum=0.75, **choices))
+        try:
+            self.journal.rewrite()
+        except JournalError as error:
+            return replace(done, failures=(*done.failures, str(error)))
+        return done
 
     def content(self) -> dict[str, list[tuple[Any, ...]]]:
         """All rows that tell one fleet from another, without numbers that the file gives them."""

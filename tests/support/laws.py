@@ -19,6 +19,9 @@ The laws, by the name in `BrokenLawError.law`:
   coordinator does not listen to its sender for MUTED_S (bad_network.py).
 - equal: every model, and the file of the last one, equals that of the faultless run byte for byte.
   A vote that fewer devices answer than any cohort of the fleet needs may also end with the default.
+- forgotten: the journal has no contribution of a device that the operator forgot. The models of
+  this run are then those of a fleet that never had it: they have to be "equal" to those of the
+  faultless run over the other devices' contributions. Their votes may be gone.
 - residual: a device's next update has the residual of its last kept one, once (device_laws.py).
 - parked: a device offers only what is on its disk.
 - epochs: no device believes a manifest of an older epoch than one it has believed before.
@@ -68,6 +71,7 @@ class Laws:
     exchanges: dict[str, tuple[str, float]] = field(default_factory=dict)
     announced: int = 0  # closed rounds in the newest manifest that was sent
     epoch: int = 0  # of that manifest
+    forgotten: frozenset[str] = frozenset()
     _kept: dict[str, str] = field(default_factory=dict)  # of the open round
     _open: tuple[dict[str, str], ExactSum] | None = None
     _state: State = field(default_factory=dict)  # of the coordinator, after the last exchange
@@ -137,6 +141,9 @@ class Laws:
             raise BrokenLawError(
                 "reopened", f"{closed} rounds closed on disk, {self.announced} announced"
             )
+        for number in range(1, closed + 2):
+            if found := self.forgotten & journal.contributions.kept(run.id, number).keys():
+                raise BrokenLawError("forgotten", f"round {number} has contributions of {found}")
         for number in range(1, closed + 1):
             kept = journal.contributions.kept(run.id, number)
             if number < len(self.models):
@@ -156,10 +163,34 @@ class Laws:
             raise BrokenLawError("equal", f"the model that closes round {closed} has other bytes")
 
     def _follow(self, journal: Journal) -> None:
-        """Follow the operator, who has changed the number of rounds."""
+        """Follow the operator, who has changed the number of rounds or forgotten a device."""
         run = journal.runs.last()
         if run is not None and run.id == self.run.id and run.plan != self.run.plan:
             self.run, self.schedule = run, self.schedule.with_rounds(run.plan.rounds)
+        for device in journal.devices.forgotten(self.run.id) - self.forgotten:
+            self._forget(device, journal)
+
+    def _forget(self, device: str, journal: Journal) -> None:
+        """Begin the faultless run again, without a device whose contributions counted in it."""
+        self.forgotten |= {device}
+
+        def is_left(number: int, other: str, sha256: str) -> bool:
+            is_vote = self.schedule.steps[number - 1].kind == "vote"
+            is_there = journal.contributions.kept(self.run.id, number).get(other) == sha256
+            return other != device and (is_there or not is_vote)
+
+        self.acknowledged = {
+            (number, other): sha256
+            for (number, other), sha256 in self.acknowledged.items()
+            if is_left(number, other, sha256)
+        }
+        self._open = None
+        if any(device in kept for kept in self.closed_with):
+            self._begin_again()
+
+    def _begin_again(self) -> None:
+        del self.models[1:], self.masters[1:], self.closed_with[:]
+        self.announced, self._open, self._state = 0, None, {}
 
     def check_run_state(self, state: run_state.RunState) -> None:
         """Check the journal, and the coordinator's sum of the open round."""
@@ -180,6 +211,9 @@ class Laws:
         """Forget what came after the old copy that the journal was replaced with."""
         run = self.run.id
         closed = journal.rounds.closed(run)
+        if self.forgotten != journal.devices.forgotten(run):
+            self.forgotten = journal.devices.forgotten(run)
+            self._begin_again()
         del self.models[closed + 1 :], self.masters[closed + 1 :], self.closed_with[closed:]
         kept = {number: journal.contributions.kept(run, number) for number in range(1, closed + 2)}
         self.acknowledged = {

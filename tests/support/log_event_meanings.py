@@ -86,6 +86,32 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "`predict` and `bundle verify` write this event as well.",
         ),
         "tensorrt_engine_built": Event("The engine is built, and stored for the next start."),
+        "encoder_providers_tried": Event(
+            "The providers that are installed are tried on the bundle's golden vectors, each in a "
+            "process of its own. This takes seconds, with TensorRT minutes, and happens once."
+        ),
+        "encoder_provider_chosen": Event(
+            "A provider is chosen. `tried` has the speed of each provider, or why it is refused. "
+            "The choice is kept in `state_dir/encoder.json`."
+        ),
+        "encoder_provider_checked": Event(
+            "A library or the processor is another one than at the choice of the provider, so its "
+            "golden vectors were checked again."
+        ),
+        "encoder_provider_kept": Event(
+            "More providers are possible than were tried. The device stays with its choice, because "
+            "with another one it would encode all its pictures again.",
+            "To choose again, delete the file.",
+        ),
+        "encoder_provider_changed": Event(
+            "The provider of the encoder is another one than before, for the reason given. All "
+            "pictures are encoded again.",
+            "If a package was removed by mistake, install it again.",
+        ),
+        "encoder_choice_damaged": Event(
+            "The file with the chosen provider cannot be read. The device chooses again.",
+            "Check the disk of the box.",
+        ),
         "encoding_pictures": Event(
             f"Progress of encoding, every {EVERY_S:g} seconds if standard error is not a terminal.",
         ),
@@ -346,6 +372,15 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "The bundle has no valid signature of the export key, so no device can fetch it.",
             "Sign it with `fedclip-edge bundle sign`, or copy it to every device.",
         ),
+        "journal_rewritten": Event(
+            "The journal was written again as a whole, because a device was forgotten while the "
+            "coordinator served. No byte of the device is left in it.",
+        ),
+        "journal_not_rewritten": Event(
+            "The journal could not be written again after a device was forgotten; `serve` goes on. "
+            "Unused parts of its pages may still hold copies of rows of the device.",
+            "Do what `reason` says, then restart `serve`.",
+        ),
         "published_bundle_damaged": Event(
             "A published bundle cannot be read and is not used.",
             "Publish the classes again with `fedclip-edge classes publish`.",
@@ -568,6 +603,7 @@ FIELDS: Mapping[str, str] = {
     "total_bytes": "Size of the file in bytes.",
     "bundle_in_use.classes": "Number of classes.",
     "broker": "Host and port of the broker.",
+    "encoder_provider_changed.before": "The earlier provider.",
     "before": "First digits of the coordinator's earlier key.",
     "bundle": "Folder of the bundle.",
     "byzantine": "Number of updates that are assumed to be arbitrary.",
@@ -664,7 +700,11 @@ FIELDS: Mapping[str, str] = {
     "pictures": "Number of withheld pictures.",
     "picture": "File of the picture, or its folder.",
     "prior": "Scale of the class texts (tau).",
-    "provider": "Execution provider of the encoder.",
+    "provider": "Provider of the encoder, such as `cpu`, or `openvino-bf16` in bf16.",
+    "providers": "Names of the providers, in the order of their trials.",
+    "result": "Speed of the provider, or why it is refused.",
+    "tried": "Each provider with its speed, or why it is refused.",
+    "untried": "Providers that were not tried.",
     "pseudo_pictures": "Number of pictures that the text of a class counts for in its mean.",
     "reason": "The cause, in words.",
     "worker": "The child process: `encoder` or `trainer`.",

@@ -114,6 +114,8 @@ class World:
         # Runs that the operator starts once the one before is over.
         self.further_runs = self.operator_luck.choice((0, 1)) if self.has_operator else 0
         self._runs_in_all = 1 + self.further_runs
+        self.forget_luck: random.Random = random.Random(f"forget {seed}")
+        self.forgotten = ""  # the device that the operator takes away and forgets
         # For one choice alone, so that it changes no other one.
         self.more_waits: random.Random = random.Random(f"more {seed}")
         self.now = 1000.0
@@ -192,6 +194,10 @@ class World:
             late_s = luck.uniform(1.05, 2) * self.rules.deadline_s
             self.training_s[name] = late_s if habit == "is slow" else luck.uniform(0, 6)
 
+    def good_agents(self) -> list[SimulatedProcess]:
+        """The devices that a round may need, without those that are gone for good."""
+        return [a for a in self.agents if self._is_good(a) and not a.gone_for_good]
+
     def _is_good(self, agent: SimulatedProcess) -> bool:
         """True if a round may need the device: it trains and has no bad habit."""
         is_bad = agent in self.bad or agent in self._spares
@@ -215,7 +221,7 @@ class World:
     def bound_s(self) -> float:
         """The virtual time within which a run must end after the last fault."""
         rules = self.rules
-        if self.bad or self._leavers:
+        if self.bad or self._leavers or self.forgotten:
             return self._runs_in_all * self.progress.run_s
         return (
             self._runs_in_all * (self.exchanges + 3) * (rules.deadline_s + rules.grace_s + LEASE_S)
@@ -284,7 +290,7 @@ class World:
             simulated.fuse.left = 0
             simulated.muted_until = simulated.deaf_until = 0.0
             simulated.dies_young = simulated.dies_of_answers = False
-        self._lose_for_good(self._spares)
+        self.lose_for_good(self._spares)
         for simulated in (self.serve, self.rival, *self.agents):
             if simulated.process is None:
                 if simulated is not self.rival:
@@ -294,11 +300,15 @@ class World:
         if self.laws is not None and len(self.laws.models) > 1:
             # Before its first round is closed, the run may wait for `devices` of them. Its journal
             # may be new: only the coordinator that has just started knows.
-            self._leavers = habits.leavers(self, [a for a in self.agents if self._is_good(a)])
+            good = self.good_agents()
+            self._leavers = habits.leavers(self, good)
+            if self.forgotten or self.further_runs:  # so many stay as a run needs to begin
+                del self._leavers[max(0, len(good) - self.rules.devices) :]
             self.progress.bad += len(self._leavers)
-            self._lose_for_good(self._leavers)
+            self.lose_for_good(self._leavers)
 
-    def _lose_for_good(self, agents: list[SimulatedProcess]) -> None:
+    def lose_for_good(self, agents: list[SimulatedProcess]) -> None:
+        """Kill these, and never start them again."""
         for agent in agents:
             agent.gone_for_good = True
             self.kill(agent, back_in_s=None)

@@ -112,6 +112,7 @@ EXAMPLES: Mapping[str, messages.Message] = {
                 by_class={"train": (35, 25, 0), "validation": (12, 8, 0), "test": (10, 8, 2)},
             ),
             provider="cpu",
+            version="0.3.0",
         ),
         epoch=6,
         run=RUN,

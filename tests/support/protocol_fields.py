@@ -255,6 +255,7 @@ FIELDS: Mapping[type[Any], Mapping[str, tuple[str, str]]] = {
         ),
         "pictures": ("record", "pictures with features, by their use"),
         "provider": ("text", "where its encoder runs, such as `cpu`; only shown to people"),
+        "version": ("text", "of the device's program; only shown to people"),
     },
     Pictures: {
         "train": ("count", "pictures that it trains on"),

@@ -153,7 +153,7 @@ def start_next_run(
 
     world.runs += 1
     world.backup = (b"", b"")  # the laws of the run before are forgotten
-    server = _SimulatedServer(process.config, process.run_state.journal, process, load)
+    server = SimulatedServer(process.config, process.run_state.journal, process, load)
     server.world, server.simulated = world, simulated
     is_done = server.course.state == "done"
     start = world.operator_luck.choice(("zero-shot", "last"))
@@ -164,7 +164,7 @@ def start_next_run(
     begin(world.now)
 
 
-class _SimulatedServer(Server):
+class SimulatedServer(Server):
     """A server whose laws are those of its newest run before it says anything about it."""
 
     world: World

@@ -98,26 +98,135 @@ def test_a_damaged_page(tmp_path: Path) -> None:
         cache.get(list(many), KEY)
 
 
-# What damage can make of a vector, of its key and of its picture.
-DAMAGED = ("vector = x'0102'", "vector = 'text'", f"key = '{OTHER}'", "picture = 'q'")
+def change(path: Path, statement: str) -> None:
+    db = sqlite3.connect(path)
+    with db:
+        db.execute(statement)
+    db.close()
+
+
+def some(first: int, count: int, width: int = 2) -> dict[str, F32]:
+    """Features of `count` pictures."""
+    return {
+        picture_hash(str(i).encode()): vector(*range(i, i + width))
+        for i in range(first, first + count)
+    }
+
+
+# What damage can make of a block's vectors, of its key and of its pictures.
+DAMAGED = (
+    "vectors = x'0102'",
+    "vectors = 'text'",
+    f"key = '{OTHER}'",
+    "pictures = replace(pictures, 'a', 'b')",
+    "checksum = 'text'",
+)
 
 
 @pytest.mark.parametrize("damage", DAMAGED)
-def test_a_damaged_feature_is_forgotten_and_counted(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_block_is_forgotten_and_counted(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "f.sqlite"
+    broken, whole = some(0, 20), some(100, 20)
     with FeatureCache(path) as cache:
-        cache.put({"p": vector(1, 2), "r": vector(3, 4)}, KEY)
-    db = sqlite3.connect(path)
-    with db:
-        db.execute(f"UPDATE feature SET {damage} WHERE picture = 'p'")  # noqa: S608 - a constant
-    db.close()
+        cache.put(broken, KEY)
+        cache.put(whole, KEY)
+    change(path, f"UPDATE block SET {damage} WHERE id = 1")  # noqa: S608 - constants
     with FeatureCache(path) as cache:
         for key in (KEY, OTHER):
-            assert set(cache.get(["p", "q", "r"], key)) == ({"r"} if key == KEY else set())
-        assert (cache.damaged, len(cache)) == (1, 1)
+            found = cache.get([*broken, *whole], key)
+            assert set(found) == (set(whole) if key == KEY else set())
+        assert (cache.damaged, len(cache)) == (20, 20)
+        cache.put(broken, KEY)
+        assert cache.get(list(broken), KEY).keys() == broken.keys()
+        assert cache.damaged == 20
+
+
+# What damage can make of the table that says where a picture's features are.
+@pytest.mark.parametrize("damage", ["picture = 'q'", "block = 2", "block = 99", "block = 'x'"])
+def test_a_feature_that_is_looked_for_in_the_wrong_block(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "f.sqlite"
+    first, second = some(0, 20), some(100, 20)
+    with FeatureCache(path) as cache:
+        cache.put(first, KEY)
+        cache.put(second, KEY)
+    lost = next(iter(first))
+    change(path, f"UPDATE feature SET {damage} WHERE picture = '{lost}'")  # noqa: S608 - constants
+    with FeatureCache(path) as cache:
+        assert cache.get([lost], KEY) == cache.get(["q"], KEY) == {}
+        cache.put({lost: first[lost]}, KEY)
+        assert cache.get([lost], KEY)[lost].tobytes() == first[lost].tobytes()
+        cache.forget([lost, *second])
+        assert cache.get([lost, *second], KEY) == {}
+
+
+@pytest.mark.parametrize("put", [1, 3, 8, 64, 1000])
+def test_all_of_them_as_one_array(tmp_path: Path, put: int) -> None:
+    """Few are looked for one by one, many are read block by block: the same comes out."""
+    features = some(0, 700, width=5)
+    names = list(features)
+    expected = np.stack([features[name] for name in names])
+    with FeatureCache(tmp_path / "f.sqlite") as cache:
+        cache.put(some(2000, 70, width=3), OTHER)
+        for start in range(0, 700, put):
+            cache.put({name: features[name] for name in names[start : start + put]}, KEY)
+        for count in (1, 100, 700):
+            rows = cache.read(names[:count], KEY)
+            assert rows.found.all()
+            assert rows.vectors.dtype == np.float32
+            np.testing.assert_array_equal(rows.vectors, expected[:count])
+        mixed = [*names[::-1], *(f"{i:064x}" for i in range(300))]
+        rows = cache.read(mixed, KEY)
+        assert rows.found.tolist() == [True] * 700 + [False] * 300
+        np.testing.assert_array_equal(rows.vectors[:700], expected[::-1])
+        assert not rows.vectors[700:].any()
+        assert cache.read(["x"], KEY).vectors.shape == (1, 0)
+        assert cache.read([], KEY).vectors.shape == (0, 0)
+
+
+def test_features_put_one_by_one_do_not_get_a_block_each(tmp_path: Path) -> None:
+    path = tmp_path / "f.sqlite"
+    features = some(0, 100)
+    with FeatureCache(path) as cache:
+        for name, one in features.items():
+            cache.put({name: one}, KEY)
+            cache.put({name: one}, OTHER)
+        assert cache.get(list(features), KEY).keys() == features.keys()
+    db = sqlite3.connect(path)
+    (blocks,) = db.execute("SELECT count(*) FROM block").fetchone()
+    db.close()
+    assert blocks == 14  # 16 pictures each, of two keys
+
+
+def test_features_of_another_width_are_not_mixed(tmp_path: Path) -> None:
+    with FeatureCache(tmp_path / "f.sqlite") as cache:
         cache.put({"p": vector(1, 2)}, KEY)
+        cache.put({"q": vector(1, 2, 3)}, KEY)
         assert cache.get(["p"], KEY)["p"].tolist() == [1, 2]
-        assert cache.damaged == 1
+        with pytest.raises(DataError, match=r"features of width 2 and 3 of one encoder; delete it"):
+            cache.get(["p", "q"], KEY)
+
+
+def test_forgotten_pictures_leave_no_bit_behind(tmp_path: Path) -> None:
+    path = tmp_path / "f.sqlite"
+    features = some(0, 150)
+    names = list(features)
+    gone = [*names[:64], names[70], names[149]]  # a whole block, and parts of two
+    with FeatureCache(path) as cache:
+        cache.put(features, KEY)
+        cache.put({names[70]: vector(9, 9, 9)}, OTHER)
+        assert cache.forget([*gone, "unknown"]) == 67
+        assert cache.forget(gone) == 0
+        assert cache.get(names, KEY).keys() == set(names) - set(gone)
+        for name, one in cache.get(names, KEY).items():
+            assert one.tobytes() == features[name].tobytes()
+        assert cache.get(gone, OTHER) == {}
+        assert (len(cache), cache.damaged) == (84, 0)
+        cache.put({names[70]: features[names[70]]}, KEY)
+        assert set(cache.get(gone, KEY)) == {names[70]}
+    db = sqlite3.connect(path)
+    stored = " ".join(text for (text,) in db.execute("SELECT pictures FROM block"))
+    db.close()
+    assert not any(name in stored for name in gone if name != names[70])
 
 
 @cache_in_memory
@@ -150,10 +259,15 @@ def test_a_flipped_byte_never_changes_a_feature(
 def test_a_file_of_another_version(tmp_path: Path) -> None:
     path = tmp_path / "f.sqlite"
     FeatureCache(path).close()
-    db = sqlite3.connect(path)
-    with db:
-        db.execute("PRAGMA user_version = 9")
-    db.close()
+    change(path, "PRAGMA user_version = 9")
+    with pytest.raises(DataError, match="made by another version of this program; delete it"):
+        FeatureCache(path)
+
+
+def test_a_file_of_the_earlier_version(tmp_path: Path) -> None:
+    path = tmp_path / "f.sqlite"
+    change(path, "CREATE TABLE feature (key TEXT, picture TEXT, vector BLOB, checksum INTEGER)")
+    change(path, "PRAGMA user_version = 2")
     with pytest.raises(DataError, match="made by another version of this program; delete it"):
         FeatureCache(path)
 

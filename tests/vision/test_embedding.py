@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,17 +10,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import system
 from PIL import Image
 
 from fedclip_edge.config.agent import EncoderConfig
 from fedclip_edge.errors import BundleError, DataError
 from fedclip_edge.records import F32
 from fedclip_edge.vision import embedding
+from fedclip_edge.vision import pictures as pictures_module
 from fedclip_edge.vision.bundle import Bundle
 from fedclip_edge.vision.cache import FeatureCache
 from fedclip_edge.vision.datasets import Picture, read_folder
 from fedclip_edge.vision.embedding import Embedded, embed_pictures
 from fedclip_edge.vision.encoder import Encoder, open_encoder
+from fedclip_edge.vision.pace import BATCHES_AHEAD
 from fedclip_edge.vision.pictures import load
 
 CLASSES = ("circle", "square", "triangle")
@@ -60,7 +64,9 @@ class Counting:
 def embed(
     bundle: Bundle, encoder: Encoder, cache: FeatureCache, pictures: Sequence[Picture]
 ) -> Embedded:
-    return embed_pictures(pictures, encoder, cache, bundle.manifest.preprocessing, batch_size=3)
+    return embed_pictures(
+        pictures, encoder, cache, bundle.manifest.preprocessing, EncoderConfig(batch_size=3)
+    )
 
 
 def test_features_are_those_of_each_picture_in_the_order_given(
@@ -135,7 +141,7 @@ def test_unreadable_pictures_are_skipped_counted_and_named(
             encoder,
             cache,
             random_bundle.manifest.preprocessing,
-            batch_size=2,
+            EncoderConfig(batch_size=2),
             progress=lambda a, b: done.append((a, b)),
         )
         assert len(cache) == 9
@@ -181,7 +187,7 @@ def test_a_mistake_while_decoding_is_not_swallowed(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise AssertionError("a bug")
 
     monkeypatch.setattr(embedding, "decode", fail)
@@ -189,12 +195,71 @@ def test_a_mistake_while_decoding_is_not_swallowed(
         embed(random_bundle, encoder, cache, pictures)
 
 
+def test_few_batches_of_pixels_exist_at_a_time(
+    random_bundle: Bundle, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many pictures there are, and however slow the encoder is."""
+    system.write_pictures(tmp_path / "pictures", CLASSES, 20, seed=0)
+    pictures = read_folder(tmp_path / "pictures", CLASSES).pictures
+    alive: set[int] = set()
+    most = 0
+
+    def decode(*arguments: Any, **options: Any) -> F32:
+        nonlocal most
+        pixels = pictures_module.decode(*arguments, **options)
+        number = id(pixels)
+        alive.add(number)
+        most = max(most, len(alive))
+        weakref.finalize(pixels, alive.discard, number)
+        return pixels
+
+    monkeypatch.setattr(embedding, "decode", decode)
+    config = EncoderConfig(threads=4, batch_size=3)
+    with FeatureCache(tmp_path / "f.sqlite") as cache:
+        preprocessing = random_bundle.manifest.preprocessing
+        result = embed_pictures(pictures, encoder, cache, preprocessing, config)
+    assert len(result.vectors) == 60
+    assert 0 < most <= 3 * (1 + BATCHES_AHEAD)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_threads_and_batches_do_not_change_a_bit(
+    random_bundle: Bundle,
+    encoder: Encoder,
+    pictures: tuple[Picture, ...],
+    tmp_path: Path,
+    threads: int,
+) -> None:
+    preprocessing = random_bundle.manifest.preprocessing
+    expected = np.stack([encoder.embed(load(p.path, preprocessing)[None])[0] for p in pictures])
+    for batch_size in (1, 4, 50):
+        config = EncoderConfig(threads=threads, batch_size=batch_size)
+        mine = open_encoder(random_bundle, config)
+        with FeatureCache(tmp_path / f"{batch_size}.sqlite") as cache:
+            result = embed_pictures(pictures, mine, cache, preprocessing, config)
+        np.testing.assert_array_equal(result.vectors, expected)
+
+
+def test_some_from_the_cache_and_some_from_the_encoder_in_their_order(
+    random_bundle: Bundle, encoder: Encoder, pictures: tuple[Picture, ...], tmp_path: Path
+) -> None:
+    with FeatureCache(tmp_path / "f.sqlite") as cache:
+        embed(random_bundle, encoder, cache, pictures[3:7])
+        result = embed(random_bundle, encoder, cache, [*pictures, pictures[0]])
+    preprocessing = random_bundle.manifest.preprocessing
+    alone = [encoder.embed(load(p.path, preprocessing)[None])[0] for p in result.pictures]
+    np.testing.assert_array_equal(result.vectors, np.stack(alone))
+    assert (result.encoded, result.cached, len(result.vectors)) == (7, 4, 12)
+
+
 def test_features_of_another_width_in_the_cache(
     random_bundle: Bundle, encoder: Encoder, pictures: tuple[Picture, ...], tmp_path: Path
 ) -> None:
     with FeatureCache(tmp_path / "f.sqlite") as cache:
         cache.put({pictures[0].hash: np.zeros(3, np.float32)}, encoder.feature_key)
-        with pytest.raises(DataError, match=r"features of width \[3, 16\].*delete it"):
+        with pytest.raises(
+            DataError, match=r"of width 3, but the encoder's width is 16; delete it"
+        ):
             embed(random_bundle, encoder, cache, pictures)
         cache.put({"n": np.full(16, np.nan, np.float32)}, encoder.feature_key)
         with pytest.raises(DataError, match="damaged"):

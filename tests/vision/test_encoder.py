@@ -60,6 +60,7 @@ def test_feature_key_names_encoder_file_precision_and_provider(random_bundle: Bu
     key = open_encoder(random_bundle, CPU).feature_key
     assert len(key) == 64
     assert key == open_encoder(random_bundle, EncoderConfig(threads=2, batch_size=1)).feature_key
+    assert key != open_encoder(random_bundle, EncoderConfig(fast=True)).feature_key
     manifest = replace(random_bundle.manifest, precision="fp16")
     assert key != open_encoder(replace(random_bundle, manifest=manifest), CPU).feature_key
 

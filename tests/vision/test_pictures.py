@@ -5,18 +5,26 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis.extra import numpy as hnp
 from PIL import Image, features
+from system import DEADLINE_S
 
 from fedclip_edge.config.reading import read_table
 from fedclip_edge.errors import ConfigError, DataError
 from fedclip_edge.exporting.torchvision_ops import declare_missing
+from fedclip_edge.records import U8
 from fedclip_edge.vision import pictures
-from fedclip_edge.vision.pictures import Preprocessing, load, picture_hash
+from fedclip_edge.vision.pictures import Preprocessing, decode, load, normalise, picture_hash
+from fedclip_edge.vision.pixel_budget import PixelBudget
 
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
 PLAIN: dict[str, Any] = {
@@ -223,3 +231,95 @@ def test_heic_is_decoded_if_its_reader_is_installed() -> None:
     picture = Image.new("RGB", (64, 64), (200, 100, 50))
     found = load(encoded(picture, "HEIF"), P32)
     assert np.abs(found - load(encoded(picture), P32)).max() < 0.2
+
+
+@given(
+    hnp.arrays(
+        np.uint8, hnp.array_shapes(min_dims=2, max_dims=3, max_side=6).map(lambda s: (*s, 3))
+    )
+)
+def test_normalise_gives_the_bits_of_the_formula(pixels: U8) -> None:
+    """The formula of torchvision's ToTensor and Normalize, over all colours at once."""
+    mean, std = np.asarray(MEAN, np.float32), np.asarray(STD, np.float32)
+    expected = (pixels.astype(np.float32) / np.float32(255) - mean) / std
+    found = normalise(pixels, P32)
+    assert found.flags.c_contiguous
+    np.testing.assert_array_equal(found, np.moveaxis(expected, -1, -3))
+
+
+def test_every_level_of_every_colour_is_torchvisions() -> None:
+    declare_missing()
+    from torchvision.transforms import functional as tv
+
+    levels = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
+    tensor = tv.normalize(tv.to_tensor(Image.fromarray(levels)), list(MEAN), list(STD))
+    np.testing.assert_array_equal(normalise(levels, P32), tensor.numpy())
+
+
+def scene(width: int, height: int) -> Image.Image:
+    """A picture with edges, smooth areas and noise, like a photograph."""
+    rng = np.random.default_rng(width + height)
+    coarse = Image.fromarray(rng.integers(40, 210, (9, 16, 3)).astype(np.uint8))
+    smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.float64)
+    smooth[height // 3 : height // 2, width // 4 : width // 2] = (200, 40, 90)
+    noisy = smooth + rng.normal(0, 4, (height, width, 1))
+    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("resize", ["shortest", "squash"])
+@pytest.mark.parametrize("size", [(1920, 1080), (1080, 1921), (640, 480), (300, 300), (101, 40)])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_fast_is_close_to_exact(
+    size: tuple[int, int], resize: Literal["shortest", "squash"], mode: str
+) -> None:
+    levels = Preprocessing(64, resize, 64, "bicubic", (0.0,) * 3, (1 / 255,) * 3)
+    data = encoded(scene(*size).convert(mode), "JPEG")
+    exact, fast = decode(data, levels), decode(data, levels, fast=True)
+    assert fast.shape == exact.shape
+    assert np.abs(fast - exact).mean() < 2  # grey levels
+
+
+def test_fast_decodes_fewer_pixels_of_a_jpeg(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At least twice the size of the result: of 1600 x 1200, a quarter for 120, all for 601."""
+    decoded: list[int] = []
+
+    class Counting(PixelBudget):
+        @contextmanager
+        def of(self, pixels: int) -> Iterator[None]:
+            decoded.append(pixels)
+            with super().of(pixels):
+                yield
+
+    monkeypatch.setattr(pictures, "_DECODING", Counting(pictures.MAX_PIXELS))
+    data = encoded(scene(1600, 1200), "JPEG")
+    for side in (75, 76, 120, 300, 601):
+        decode(data, Preprocessing(side, "shortest", side, "bicubic", MEAN, STD), fast=True)
+    assert decoded == [200 * 150, 400 * 300, 400 * 300, 800 * 600, 1600 * 1200]
+    decoded.clear()
+    decode(data, P32)
+    assert decoded == [1600 * 1200]
+
+
+def test_fast_changes_little_of_other_formats() -> None:
+    """Only the edges of the crop are rounded in another way."""
+    levels = Preprocessing(32, "shortest", 40, "bicubic", (0.0,) * 3, (1 / 255,) * 3)
+    data = encoded(drawn(401, 300))
+    assert np.abs(decode(data, levels, fast=True) - decode(data, levels)).max() <= 1.01
+
+
+@pytest.mark.parametrize("cut", [20, 400, 4000])
+def test_fast_gives_no_half_picture(cut: int) -> None:
+    data = encoded(scene(640, 480), "JPEG")
+    with pytest.raises(DataError, match=r"incomplete or damaged|not a picture"):
+        decode(data[:cut], P32, fast=True)
+
+
+def test_threads_decode_no_more_pixels_together_than_one_picture_may_have(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pictures, "_DECODING", PixelBudget(100 * 100))
+    data = [encoded(drawn(90 + i, 95)) for i in range(8)]  # each nearly all of the budget
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda one: decode(one, P32), data, timeout=DEADLINE_S))
+    for one, pixels in zip(data, found, strict=True):
+        np.testing.assert_array_equal(decode(one, P32), pixels)

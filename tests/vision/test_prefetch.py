@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -12,9 +13,35 @@ from system import DEADLINE_S
 from fedclip_edge.vision.prefetch import prefetch
 
 
-@given(st.lists(st.integers()))
-def test_it_is_map(items: list[int]) -> None:
-    assert list(prefetch(lambda item: item * 2, items)) == [item * 2 for item in items]
+@given(st.lists(st.integers()), st.integers(1, 4), st.integers(1, 5))
+def test_it_is_map(items: list[int], threads: int, ahead: int) -> None:
+    results = prefetch(lambda item: item * 2, items, threads=threads, ahead=ahead)
+    assert list(results) == [item * 2 for item in items]
+
+
+def test_threads_work_at_the_same_time() -> None:
+    both = threading.Barrier(2, timeout=DEADLINE_S)  # breaks unless two threads are in it
+    assert len(list(prefetch(lambda _: both.wait(), range(6), threads=2, ahead=2))) == 6
+
+
+def test_items_are_taken_in_the_callers_thread() -> None:
+    takers: set[str] = set()
+
+    def items() -> Iterator[int]:
+        for item in range(5):
+            takers.add(threading.current_thread().name)
+            yield item
+
+    list(prefetch(lambda item: item, items(), threads=3, ahead=2))
+    assert takers == {threading.current_thread().name}
+
+
+def test_closed_early_it_leaves_no_thread() -> None:
+    before = threading.active_count()
+    results = prefetch(lambda item: item, range(100), threads=3, ahead=5)
+    next(results)
+    results.close()
+    assert threading.active_count() == before
 
 
 def test_it_is_one_item_ahead() -> None:

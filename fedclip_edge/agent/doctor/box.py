@@ -30,20 +30,23 @@ _SET_CLOCK = "set it, for example with `timedatectl set-ntp true`; without netwo
 
 def packages(config: AgentConfig) -> Iterator[Finding]:
     """Check that the libraries are there that this configuration needs."""
-    wanted = {"onnxruntime": "onnxruntime", "pillow": "pillow"}
+    wanted = ["onnxruntime", "pillow"]
     if needs_torch(config):
-        wanted["torch"] = "torch"
+        wanted.append("torch")
+    if config.encoder.runs_on == "openvino":
+        wanted.append("openvino")
     if config.metrics_file is not None:
-        wanted["prometheus-client"] = "prometheus-client"
+        wanted.append("prometheus-client")
     found = {name: _version_of(name) for name in wanted}
     missing = [name for name, version in found.items() if not version]
     versions = ", ".join(f"{name} {version}" for name, version in found.items() if version)
     said = f"fedclip-edge {__version__}, Python {platform.python_version()}"
     if missing:
+        extra = "openvino" if missing == ["openvino"] else "agent"
         yield todo(
             "packages",
             f"{said}; missing: {', '.join(missing)}",
-            "run `pip install 'fedclip-edge[agent]'` in the agent's environment",
+            f"run `pip install 'fedclip-edge[{extra}]'` in the agent's environment",
         )
         return
     without = "" if "torch" in wanted else "; torch is not needed"

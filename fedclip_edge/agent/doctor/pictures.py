@@ -18,16 +18,17 @@ from fedclip_edge.agent.doctor.finding import Finding, ok, skipped, todo
 from fedclip_edge.agent.features import CACHE, labels_for
 from fedclip_edge.agent.limits import within
 from fedclip_edge.agent.rescan import INDEX
-from fedclip_edge.config.agent import AgentConfig
+from fedclip_edge.config.agent import AgentConfig, EncoderConfig
 from fedclip_edge.errors import DataError, DiskError, FedclipError
 from fedclip_edge.processes.children import Children, own_command
 from fedclip_edge.vision.bundle import Bundle, key_of
-from fedclip_edge.vision.cache import CacheState, examine
+from fedclip_edge.vision.cache_state import CacheState, examine
 from fedclip_edge.vision.datasets import Dataset
 from fedclip_edge.vision.device_pictures import read_device
 from fedclip_edge.vision.picture_files import LeftOut, Skipped, unreadable
 from fedclip_edge.vision.picture_index import PictureIndex, read_index
 from fedclip_edge.vision.pictures import decode
+from fedclip_edge.vision.provider_choice import kept_provider
 
 ENCODER_S = 240.0  # TensorRT may build an engine
 _NAMED = 4  # classes or folders in one line
@@ -61,6 +62,10 @@ class Pictures:
         labels = labels_for(self._config, bundle.classes.names)
         return read_device(labels, None if inbox is None else inbox.folder, self._index.hash_of)
 
+    def _encoder(self, bundle: Bundle) -> EncoderConfig:
+        """The settings of the encoder, with the provider that the agent has chosen."""
+        return kept_provider(bundle, self._config.encoder, self._config.state_dir)
+
     def check_bundle(self) -> Iterator[Finding]:
         """Check that the bundle is there and whole."""
         bundle = self.bundle
@@ -72,12 +77,15 @@ class Pictures:
 
     def check_encoder(self) -> Iterator[Finding]:
         """Encode the golden pictures in a child process, as `bundle verify` does."""
-        config, bundle = within(self._config.encoder, self._config.limits), self.bundle
+        bundle = self.bundle
         if bundle is None:
             yield skipped("encoder", "there is no bundle yet")
             return
-        words = [str(bundle.folder), "--provider", config.provider, "--threads"]
-        words.append(str(config.threads))
+        config = within(self._encoder(bundle), self._config.limits)
+        precision = "bf16" if config.precision == "bf16" else "fp32"
+        words = [str(bundle.folder), "--provider", config.runs_on, "--precision", precision]
+        if config.threads:
+            words += ["--threads", str(config.threads)]
         if config.engine_dir is not None:
             words += ["--engine-dir", str(config.engine_dir)]
         command = own_command("bundle", "verify", *words, "--json")
@@ -89,11 +97,11 @@ class Pictures:
                 child.kill()
                 yield todo(
                     "encoder",
-                    f"{config.provider} did not answer within {ENCODER_S:g} s",
+                    f"{config.label} did not answer within {ENCODER_S:g} s",
                     'set provider = "cpu" under [encoder], and run doctor again',
                 )
                 return
-        yield _of_encoder(said, child.returncode, config.provider, config.threads)
+        yield _of_encoder(said, child.returncode, config.label)
 
     def check_pictures(self) -> Iterator[Finding]:
         """Count the pictures by class, and those without a label or a class."""
@@ -140,7 +148,7 @@ class Pictures:
         bundle, file = self.bundle, self._config.state_dir / CACHE
         if bundle is None or not file.exists():
             return CacheState(frozenset(), 0, 0)
-        return examine(file, key_of(bundle, self._config.encoder))
+        return examine(file, key_of(bundle, self._encoder(bundle)))
 
     def check_cache(self) -> Iterator[Finding]:
         """Count the features, the damaged ones, and the pictures that have none."""
@@ -162,11 +170,11 @@ class Pictures:
             missing = {one.hash for one in dataset.pictures} - state.pictures
             said += f"; {len(missing)} labelled pictures are not encoded yet"
         if state.damaged:
-            said += f"; {state.damaged} are damaged, the agent computes them again"
+            said += f"; {state.damaged} blocks are damaged, the agent computes them again"
         yield ok("cache", said)
 
 
-def _of_encoder(said: str, code: int, provider: str, threads: int) -> Finding:
+def _of_encoder(said: str, code: int, provider: str) -> Finding:
     """The finding about the output and the exit code of `bundle verify --json`."""
     lines = said.strip().splitlines()
     if code:
@@ -174,6 +182,7 @@ def _of_encoder(said: str, code: int, provider: str, threads: int) -> Finding:
         reason, _, what = reason.partition("; ")
         return todo("encoder", reason, what or "read docs/how-to/troubleshooting.md")
     found = json.loads(next(line for line in reversed(lines) if line.startswith("{")))
+    threads = found["threads"]
     cpu = f" with {threads} thread{'s' * (threads != 1)}" if provider == "cpu" else ""
     speed = f"{found['images_per_s']:.1f} pictures/s"
     return ok("encoder", f"{provider}{cpu}: the golden features agree; {speed}")

@@ -165,7 +165,7 @@ def _loss(task: LocalTask, fixed: Arrays) -> Loss:
 
 
 METHOD = replace(
-    averaged("fedot", Options, initial_parameters, logits),
+    averaged("fedot", Options, initial_parameters, logits, per_class=(WEIGHT,)),
     fit=fit,
     personal=Personal(own_model, own_shapes),
     vote=None,

@@ -87,23 +87,27 @@ def initial_parameters(classes: ClassTexts, dim: int, seed: int, options: Option
 def solve(initial: Arrays, train: Moments, validation: Moments, options: Options) -> Arrays:
     """Solve for the head from all moments and from the head in `initial`, which has the texts."""
     seen = added(train, validation)
-    texts = initial["weight"].astype(np.float64)  # (C, D)
-    bias = initial["bias"].astype(np.float64)  # (C,)
-    share = options.share
-    if share is None:
-        per_class = seen.pictures / len(texts)
-        share = per_class / (per_class + _HALF_GROWN_AT) / 2
-    head = discriminant(seen, texts / np.linalg.norm(texts, axis=1).mean())
+    share = _share(seen) if options.share is None else options.share
+    head, pseudo_pictures = head_of(initial, seen, share)
     log.event(
         "gda_solved",
         pictures=seen.pictures,
         classes=int((seen.counts > 0).sum()),
         share=share,
-        pseudo_pictures=head.pseudo_pictures,
+        pseudo_pictures=pseudo_pictures,
     )
+    return head
+
+
+def head_of(initial: Arrays, seen: Moments, share: float | None = None) -> tuple[Arrays, float]:
+    """Solve for the head from moments of at least one picture; the second value is k."""
+    share = _share(seen) if share is None else share
+    texts = initial["weight"].astype(np.float64)  # (C, D)
+    bias = initial["bias"].astype(np.float64)  # (C,)
+    head = discriminant(seen, texts / np.linalg.norm(texts, axis=1).mean())
     bias = bias - thresholds(seen, texts, bias) + share * head.bias
     weight = texts - texts.mean(axis=0) + share * head.weight
-    return _parameters(*within_float16(weight, bias))
+    return _parameters(*within_float16(weight, bias)), head.pseudo_pictures
 
 
 def heads(
@@ -228,6 +232,12 @@ def _pseudo_pictures(seen: Moments, means: F64, expected: F64, here: I64) -> flo
     within = (float(np.trace(seen.gram)) - counts @ np.sum(means**2, axis=1)) / free
     around = np.sum((means - expected) ** 2, axis=1).mean() - within * np.mean(1 / counts)
     return float(np.clip(within / max(around, _TINY), *_PSEUDO_PICTURES))
+
+
+def _share(seen: Moments) -> float:
+    """Compute a, the share of the discriminant, from the number of pictures per class."""
+    per_class = seen.pictures / len(seen.counts)
+    return per_class / (per_class + _HALF_GROWN_AT) / 2
 
 
 def _here(seen: Moments) -> I64:

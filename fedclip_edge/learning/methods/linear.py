@@ -49,4 +49,4 @@ def logits(
     return cosine_logits(ops, features, terms["weight"], scale)
 
 
-METHOD = averaged("linear", Options, initial_parameters, logits)
+METHOD = averaged("linear", Options, initial_parameters, logits, per_class=("weight",))
