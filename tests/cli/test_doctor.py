@@ -51,7 +51,7 @@ def test_a_device_is_checked_before_its_agent_runs_and_while_it_does(site: Site)
     code, found = checks(config)
     assert found["agent"]["said"].endswith("it runs")
     assert found["cache"]["said"].startswith("36 features of this encoder")
-    assert found["cache"]["said"].endswith("0 labelled pictures are not encoded yet")
+    assert found["cache"]["said"].endswith("0 of 36 labelled pictures are not encoded yet")
     assert found["rights"]["state"] == "ok"
     assert "waits for devices before round 1" in found["fleet"]["said"]
     assert before == {file: file.read_bytes() for file in (config.parent / "state").glob("*.json*")}

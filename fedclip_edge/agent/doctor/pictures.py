@@ -168,7 +168,8 @@ class Pictures:
             dataset = None
         if dataset is not None:
             missing = {one.hash for one in dataset.pictures} - state.pictures
-            said += f"; {len(missing)} labelled pictures are not encoded yet"
+            count = len({one.hash for one in dataset.pictures})
+            said += f"; {len(missing)} of {count} labelled pictures are not encoded yet"
         if state.damaged:
             said += f"; {state.damaged} blocks are damaged, the agent computes them again"
         yield ok("cache", said)
