@@ -23,9 +23,12 @@ from system import wait_until
 from fedclip_edge.errors import RunError
 from fedclip_edge.simulating.results import COLUMNS
 from fedclip_edge.vision.bundle import Bundle
+from fedclip_edge.vision.picture_files import EXTENSIONS
 from fedclip_edge.vision.shared_cache import default_path
 
 METHODS = "zeroshot,fedclip@loss=cross-entropy,lr=0.01,fedclip:local,fedclip:pooled"
+
+KINDS = ", ".join(sorted(EXTENSIONS))
 
 
 def simulate(out: Path, *arguments: str | Path, timeout_s: float = 300) -> Any:
@@ -348,7 +351,7 @@ def test_pictures_in_folders_of_domains(random_bundle: Bundle, tmp_path: Path) -
     assert [line for line in first.stderr.splitlines() if line.startswith("skipped ")] == [
         f"skipped {data}/misc: it has no folder that is named after a class",
         f"skipped {data}/day/circel: {no_class}",
-        f"skipped {data}/day/square: it has no picture (.bmp, .jpeg, .jpg, .png, .webp)",
+        f"skipped {data}/day/square: it has no picture ({KINDS})",
         f"skipped {data}/day/circle/gone.png: {gone}",
     ]
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["pictures"] == 5 * 12

@@ -309,7 +309,7 @@ def keeps_what_it_sent(database: Connection, device: str) -> tuple[int, int]:
 
 
 def keeps_its_models(
-    journal: Journal, database: Connection, run: Run, *_: object
+    journal: Journal, database: Connection, run: Run, *_: object, **__: object
 ) -> recomputation.Solved:
     return recomputation.Solved(run.id, 0, journal.rounds.closed(run.id), 0, is_open=False)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import slow_agent
 import system
 from brokers import MOSQUITTO
 from secured import Secured
@@ -201,31 +202,9 @@ def write_enrolled(secured: Secured, bundle: Bundle, name: str) -> Path:
     return path
 
 
-# An agent that decodes one batch, and the next one when the file `go` exists.
-DECODES_ONE_BATCH = """
-import sys, time
-from pathlib import Path
-from fedclip_edge.cli.main import main
-from fedclip_edge.vision import embedding
-
-go, decode, count = Path(sys.argv.pop(1)), embedding.decode, 0
-
-
-def slowly(data, preprocessing):
-    global count
-    count += 1
-    while count > 8 and not go.exists():
-        time.sleep(0.05)
-    return decode(data, preprocessing)
-
-
-embedding.decode = slowly
-main()
-"""
-
-
 def start_slow_agent(site: Site, config: Path, go: Path) -> subprocess.Popen[bytes]:
-    words = [sys.executable, "-c", DECODES_ONE_BATCH, str(go), "agent", str(config), "--json"]
+    """An agent that decodes one batch, and the next one when the file `go` exists."""
+    words = [sys.executable, slow_agent.__file__, "0", str(go), str(config)]
     return site.start_program(words, "north")
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import slow_agent
 import system
 from brokers import MOSQUITTO
 from secured import Secured, complete, write_agent, write_fleet
@@ -105,27 +106,9 @@ def test_a_box_whose_archive_is_lost_comes_back_under_its_id_with_a_new_key(
     assert {e["device"] for e in refused} == {"cam-02"}
 
 
-# An agent that needs seven seconds for its 36 pictures.
-ENCODES_SLOWLY = """
-import time
-from fedclip_edge.cli.main import main
-from fedclip_edge.vision import embedding
-
-decode = embedding.decode
-
-
-def slowly(data, preprocessing):
-    time.sleep(0.2)
-    return decode(data, preprocessing)
-
-
-embedding.decode = slowly
-main()
-"""
-
-
 def start_slow_agent(site: Site, config: Path) -> subprocess.Popen[bytes]:
-    words = [sys.executable, "-c", ENCODES_SLOWLY, "agent", str(config), "--json"]
+    """An agent that needs some seconds for its 36 pictures."""
+    words = [sys.executable, slow_agent.__file__, "0.4", "-", str(config)]
     return site.start_program(words, "agent")
 
 
