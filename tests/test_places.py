@@ -47,6 +47,7 @@ def test_the_sample_agent_configuration_loads_and_names_every_key() -> None:
     table = read_toml(path)
     for name in AgentConfig.__dataclass_fields__:
         assert name in table, f"agent.example.toml does not show {name}"
+    assert config.inbox is not None
     assert config.answers.broker is not None
     for part, shown in (
         (config.data, table["data"]),

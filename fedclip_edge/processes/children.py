@@ -10,6 +10,7 @@ deadlock on a lock of another thread.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -109,6 +110,14 @@ def _end(child: subprocess.Popen[str], ends_in_s: float) -> None:
             child.wait()
     if child.stdout is not None:
         child.stdout.close()
+
+
+def how_it_ended(code: int) -> str:
+    """Say how a child with this exit code ended, as the end of a sentence."""
+    if code >= 0:
+        return f"ended with code {code}"
+    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+    return f"was killed by {name}"
 
 
 def own_command(*arguments: str) -> list[str]:
