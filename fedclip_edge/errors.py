@@ -81,6 +81,12 @@ class DiskError(FedclipError):
     exit_code = 18
 
 
+class CheckError(FedclipError):
+    """`fedclip-edge doctor` found something that a person must do."""
+
+    exit_code = 19
+
+
 class LinkError(FedclipError):
     """The broker, or the coordinator's control socket, cannot be reached: try again later."""
 

@@ -53,6 +53,7 @@ def test_the_sample_agent_configuration_loads_and_names_every_key() -> None:
         (config.data, table["data"]),
         (config.inbox, table["inbox"]),
         (config.encoder, table["encoder"]),
+        (config.limits, table["limits"]),
         (config.broker, table["broker"]),
         (config.answers, table["answers"]),
         (config.answers.broker, table["answers"]["broker"]),

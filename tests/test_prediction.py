@@ -190,7 +190,7 @@ def test_nothing_to_predict(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"gone\.png does not exist; name pictures"):
         find_pictures([tmp_path / "gone.png"], NAMES)
     made(tmp_path, "notes.txt")
-    with pytest.raises(DataError, match=r"no picture \(\.bmp, .*\.webp\) was found in"):
+    with pytest.raises(DataError, match=r"no picture \(\.avif, .*\.webp\) was found in"):
         find_pictures([tmp_path], NAMES)
 
 

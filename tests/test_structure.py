@@ -226,7 +226,7 @@ def test_the_package_and_its_help_load_nothing_heavy() -> None:
     assert loads("import fedclip_edge") == set()
     help_text = (
         "import sys; from fedclip_edge.cli.main import cli\n"
-        "for argv in (['--help'], ['agent', '--help'], ['serve', '--help'], ['demo', '--help'],\n"
+        "for argv in (['--help'], ['agent', '--help'], ['doctor', '--help'], ['serve', '--help'], ['demo', '--help'],\n"
         "             ['export', '--help'], ['broker', 'start', '--help'], ['predict', '--help'],\n"
         "             ['broker', 'init', '--help'], ['enroll', '--help'], ['revoke', '--help'],\n"
         "             ['bundle', 'verify', '--help'], ['run', 'start', '--help'], ['export-classifier', '--help'], ['simulate', '--help'],\n"
@@ -245,6 +245,11 @@ def test_a_role_loads_nothing_of_the_other(role: str, other: str) -> None:
 
 def test_the_coordinator_needs_neither_torch_nor_onnxruntime() -> None:
     assert loads("import fedclip_edge.coordinator.process") == {"paho"}
+
+
+def test_a_doctor_loads_neither_torch_nor_onnxruntime() -> None:
+    """A child process runs the encoder: a library that crashes or hangs is a finding."""
+    assert loads("import fedclip_edge.agent.doctor.checks") == {"paho"}
 
 
 def test_the_status_of_a_fleet_needs_no_heavy_library() -> None:

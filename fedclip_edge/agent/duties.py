@@ -5,12 +5,17 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+from fedclip_edge.agent.cache_quota import CacheQuota
 from fedclip_edge.agent.monitor import Monitor
 from fedclip_edge.agent.new_pictures import NewPictures
+from fedclip_edge.agent.pause import Pause
 from fedclip_edge.agent.session import Session
+from fedclip_edge.agent.settings import Settings
 from fedclip_edge.pki.expiry import Expiry
 from fedclip_edge.processes.systemd import SYSTEMD
 from fedclip_edge.processes.worker import Worker
+
+_TURN_S = 0.2
 
 
 @dataclass(eq=False)
@@ -19,13 +24,17 @@ class Duties:
 
     expiry: Expiry
     monitor: Monitor | None
+    settings: Settings
+    pause: Pause
     session: Session | None = None  # None until the agent has connected
     new_pictures: NewPictures | None = None  # None without a bundle
+    quota: CacheQuota | None = None  # None until the pictures are known
     _workers: list[Worker] = field(default_factory=list)
 
     def watch(self, worker: Worker) -> None:
-        """End this worker when it is idle, and do the duties while it works."""
+        """End this worker when it is idle, pause it, and do the duties while it works."""
         worker.meanwhile = self.look
+        worker.is_paused = self.pause.is_on
         self._workers.append(worker)
 
     def look(self) -> None:
@@ -36,14 +45,28 @@ class Duties:
         """
         now = time.monotonic()
         SYSTEMD.turn()
+        self.settings.look()
+        self.pause.look(now)
+        if self.session is not None:
+            self.session.pause(self.pause.reason, now)
+        elif self.pause.reason:
+            SYSTEMD.status(f"pauses: {self.pause.reason}")
         for worker in self._workers:
             worker.rest(now)
         if self.new_pictures is not None:
             self.new_pictures.look(self.session, now)
+        if self.quota is not None:
+            self.quota.look(now)
         if self.session is not None:
             self.expiry.look(now)
             if self.monitor is not None:
                 self.monitor.look(self.session, now)
+
+    def wait(self) -> None:
+        """Do the duties until the pause is over."""
+        while self.pause.is_on():
+            self.look()
+            time.sleep(_TURN_S)
 
     def end(self) -> None:
         """End all workers, at once, and answer the events that are open."""

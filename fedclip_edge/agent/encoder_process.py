@@ -16,10 +16,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fedclip_edge.agent.encoding import Encoded
+from fedclip_edge.agent.limits import of_child, within
 from fedclip_edge.config.agent import EncoderConfig
+from fedclip_edge.config.limits import Limits
 from fedclip_edge.errors import WorkerError
 from fedclip_edge.processes.children import Children
-from fedclip_edge.processes.worker import Worker
+from fedclip_edge.processes.worker import PausedError, Worker
 from fedclip_edge.vision.bundle import Bundle
 from fedclip_edge.vision.datasets import Picture
 from fedclip_edge.vision.embedding import Progress
@@ -29,21 +31,25 @@ _FIRST_SLICE = 16  # pictures
 _LONGEST_SLICE = 4096
 _HANGS_S = 3600.0  # for one slice; TensorRT builds an engine for minutes first
 _FATAL = 3  # so many pictures in a row on which the process dies: it is not the pictures
-_NICE = 5  # the answers of the agent, and other programs of the box, come first
 
 
 class EncoderProcess:
     """The encoder process of one bundle; `encode` starts it when it is needed."""
 
     def __init__(
-        self, children: Children, bundle: Bundle, config: EncoderConfig, cache: Path
+        self,
+        children: Children,
+        bundle: Bundle,
+        config: EncoderConfig,
+        cache: Path,
+        limits: Callable[[], Limits] = Limits,
     ) -> None:
         self.worker = Worker(
             children,
             "encoder",
             "fedclip_edge.agent.encoding:Encoding",
-            lambda: (bundle, config, cache),
-            nice=_NICE,
+            lambda: (bundle, within(config, limits()), cache),
+            limits=lambda: of_child(limits()),
         )
         # Called between two slices, when the process is free for another request.
         self.between: Callable[[], None] = lambda: None
@@ -53,7 +59,8 @@ class EncoderProcess:
         """Put the features of `pictures` into the cache, if they are not in it.
 
         `progress` is called with the numbers of pictures that are done, and of all. Raises the
-        errors of `Encoding.encode`. Raises WorkerError if the process dies on each picture.
+        errors of `Encoding.encode`. Raises WorkerError if the process dies on each picture, and
+        PausedError after a long pause; what is encoded until then is in the cache.
         """
         encoded, skipped, size, done = 0, dict[str, str](), _FIRST_SLICE, 0
         while done < len(pictures):
@@ -76,6 +83,8 @@ class EncoderProcess:
             found: Encoded = self.worker.ask(
                 "encode", pictures, progress=progress, deadline_s=_HANGS_S
             )
+        except PausedError:
+            raise  # it is not the pictures
         except WorkerError as error:
             if len(pictures) > 1:  # find the one that it died on
                 half = len(pictures) // 2

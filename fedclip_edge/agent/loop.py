@@ -27,13 +27,13 @@ def loop(
     *,
     once: bool,
     rescan: Rescan | None = None,
-    has_other_bundle: Callable[[], bool] = lambda: False,
+    begins_again: Callable[[], bool] = lambda: False,
     duties: Callable[[], None] = _nothing,
     choice: BrokerChoice | None = None,
 ) -> Ending:
     """Handle pending events, do one piece of work, and repeat; with `once`, return after one run.
 
-    Returns the reason: that run is over, `has_other_bundle` is true, or the device should
+    Returns the reason: that run is over, `begins_again` is true, or the device should
     use the other address of `choice`.
 
     Without `once`, a device that the coordinator refuses in its run waits for another run. With
@@ -53,10 +53,10 @@ def loop(
             session.handle_event(event, time.monotonic())
             handled += 1
             event = session.transport.next_event(0) if handled < _EVENTS_AT_ONCE else None
-        if rescan is not None:
+        if rescan is not None and not session.paused:
             rescan.look(session, time.monotonic())
         worked = session.act(time.monotonic())
-        if has_other_bundle():
+        if begins_again():
             session.say_goodbye()
             return "bundle"
         if once and session.standby.reason and not session.is_fetching_bundle:
@@ -80,6 +80,8 @@ def _status(session: Session) -> str:
     manifest = session.trust.manifest
     if not session.handshake.is_connected:
         return "no link to the broker; connects again"
+    if session.paused:
+        return f"pauses: {session.paused}"
     if session.standby.reason:
         return f"takes no part in the run: {session.standby.reason}"
     if manifest is None or not session.handshake.is_answered:

@@ -98,7 +98,7 @@ class Monitor:
         online = connected and answers and not handshake.is_alone
         metrics.set("fedclip_edge_agent_broker_connected", connected)
         metrics.set("fedclip_edge_agent_coordinator_online", online)
-        metrics.set("fedclip_edge_agent_in_run", not session.standby.reason)
+        metrics.set("fedclip_edge_agent_in_run", not (session.standby.reason or session.paused))
         if session.heard_at is not None:
             ago_s = now - session.heard_at
             metrics.set("fedclip_edge_agent_last_contact_timestamp_seconds", time.time() - ago_s)

@@ -15,6 +15,7 @@ from fedclip_edge.agent.answering import Answering
 from fedclip_edge.agent.encoder_process import EncoderProcess
 from fedclip_edge.agent.folder_watch import FolderWatch
 from fedclip_edge.agent.session import Session
+from fedclip_edge.processes.worker import PausedError
 from fedclip_edge.records import F32
 from fedclip_edge.vision.cache import FeatureCache
 from fedclip_edge.vision.datasets import Picture
@@ -46,14 +47,17 @@ class EncodedFeatures:
     feature_key: str
 
     def __call__(self, pictures: Sequence[Picture]) -> Mapping[str, F32] | None:
-        """Return raw features float32 (D,); None while the encoder process has another request.
+        """Return raw features float32 (D,); None while the encoder process pauses, or is busy.
 
         Pictures that cannot be decoded are logged and left out. Raises the errors of
         `EncoderProcess.encode`.
         """
-        if self.encoder.worker.is_busy:
+        if self.encoder.worker.is_busy or self.encoder.worker.is_paused():
             return None
-        skipped = self.encoder.encode(pictures).skipped
+        try:
+            skipped = self.encoder.encode(pictures).skipped
+        except PausedError:
+            return None
         for one in pictures:
             if one.hash in skipped:
                 log.event("picture_skipped", picture=one.path, reason=skipped[one.hash])

@@ -20,11 +20,13 @@ from fedclip_edge.agent.answering import open_outlets
 from fedclip_edge.agent.broker_choice import BrokerChoice
 from fedclip_edge.agent.bundle_store import BundleStore, fetched_folder
 from fedclip_edge.agent.monitor import monitored
+from fedclip_edge.agent.pause import SENSORS, Pause
 from fedclip_edge.agent.serving import Box, serve
+from fedclip_edge.agent.settings import Settings
 from fedclip_edge.agent.state_db import open_state_db
 from fedclip_edge.agent.trainer import allowed_methods
 from fedclip_edge.config.agent import AgentConfig
-from fedclip_edge.errors import BundleError, ConfigError, DiskError
+from fedclip_edge.errors import BundleError, ConfigError, DataError, DiskError
 from fedclip_edge.learning import methods
 from fedclip_edge.pki.own_certificate import check_own_certificate
 from fedclip_edge.processes.children import Children
@@ -35,8 +37,18 @@ from fedclip_edge.vision.bundle_warnings import bundle_warnings
 from fedclip_edge.vision.embedding import Progress
 
 
-def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) -> None:
+def run(
+    config: AgentConfig,
+    *,
+    once: bool,
+    progress: Progress | None = None,
+    file: Path | None = None,
+    sensors: Path = SENSORS,
+) -> None:
     """Run the device until it is stopped, or with `once` until one run is over.
+
+    After SIGHUP, the settings are read again from `file`. `sensors` is the folder of Linux's
+    thermal zones and power supplies.
 
     Torch is loaded when the device first trains by gradients, in a child process. A device that
     only evaluates, or that allows only methods in closed form, never needs it.
@@ -47,7 +59,7 @@ def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) ->
     permanently; DiskError if a file in state_dir cannot be written; WorkerError if the encoder's
     process dies; ModuleNotFoundError if torch or prometheus-client is needed and not installed.
     """
-    _check_torch(config)  # before the pictures are encoded, which may take hours
+    check_torch(config)  # before the pictures are encoded, which may take hours
     check_own_certificate(config.broker.certificate, config.id, config.fleet)
     store = BundleStore(fetched_folder(config.state_dir), config.bundle)
     chosen_at = store.changed_at()  # before the bundle is read: a rollback may come in between
@@ -62,11 +74,26 @@ def run(config: AgentConfig, *, once: bool, progress: Progress | None = None) ->
     ):
         identity = load_identity(config.broker.key, config.state_dir / "device.key")
         choice = BrokerChoice(config.broker, state_db)
-        box = Box(config, identity, state_db, store, children, monitor, choice, outlets)
+        settings = Settings(config, file, check_torch)
+        pause = Pause(settings.limits, sensors)
+        box = Box(settings, identity, state_db, store, children, monitor, choice, outlets, pause)
         bundle = bundle or _open_bundle(store)
-        while not serve(box, bundle, chosen_at, once, progress):
+        while not _serve(box, bundle, chosen_at, once, progress):
             chosen_at = store.changed_at()
             bundle = _open_bundle(store)
+
+
+def _serve(
+    box: Box, bundle: Bundle | None, chosen_at: int, once: bool, progress: Progress | None
+) -> bool:
+    """Do as `serve`; if it fails with settings that are new, take them back and return False."""
+    box.settings.begin()
+    try:
+        return serve(box, bundle, chosen_at, once, progress)
+    except (ConfigError, DataError, DiskError) as error:
+        if not box.settings.take_back(str(error)):
+            raise
+        return False
 
 
 def _open_bundle(store: BundleStore) -> Bundle | None:
@@ -88,13 +115,18 @@ def _open_bundle(store: BundleStore) -> Bundle | None:
     return bundle
 
 
-def _check_torch(config: AgentConfig) -> None:
+def needs_torch(config: AgentConfig) -> bool:
+    """True if a run may ask this device for torch; ConfigError for a name that is no method."""
+    is_needed = any(methods.get(name).traits.is_averaged for name in allowed_methods(config))
+    return is_needed and "train" in config.roles
+
+
+def check_torch(config: AgentConfig) -> None:
     """Raise ModuleNotFoundError if a run may ask this device for torch and it is not installed.
 
     Raises ConfigError for a name in agent.toml that is no method.
     """
-    is_needed = any(methods.get(name).traits.is_averaged for name in allowed_methods(config))
-    if is_needed and "train" in config.roles and importlib.util.find_spec("torch") is None:
+    if needs_torch(config) and importlib.util.find_spec("torch") is None:
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
 

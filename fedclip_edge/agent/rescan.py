@@ -11,6 +11,7 @@ Laws:
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from fedclip_edge.agent.session import Session
 from fedclip_edge.agent.trainer import LocalTrainer
 from fedclip_edge.config.agent import AgentConfig
 from fedclip_edge.errors import DataError, DiskError, WorkerError
+from fedclip_edge.processes.worker import PausedError
 from fedclip_edge.vision.bundle import Bundle
 from fedclip_edge.vision.cache import FeatureCache
 from fedclip_edge.vision.picture_files import labels_of
@@ -107,6 +109,9 @@ class Rescan:
                 self.watch.index,
                 self.trainer.data,
             )
+        except PausedError:
+            self._run, self.read_at = "", -math.inf  # it is read again after the pause
+            data = self.trainer.data
         except (DataError, WorkerError) as error:
             if str(error) != self._unread:
                 self._unread = str(error)
@@ -114,7 +119,7 @@ class Rescan:
             data = self.trainer.data
         else:
             self._unread = ""
-        if reading.is_away:
+        if reading.is_away and not session.paused:
             session.publisher.publish_state(online=True)
         if data is not self.trainer.data:
             _log_change(self.trainer.data, data)

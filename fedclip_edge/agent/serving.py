@@ -20,19 +20,22 @@ from fedclip_edge.agent.broker_choice import BrokerChoice
 from fedclip_edge.agent.bundle_download import BundleDownload
 from fedclip_edge.agent.bundle_store import BundleStore
 from fedclip_edge.agent.bundle_trial import Trial, start_trial
+from fedclip_edge.agent.cache_quota import CacheQuota
 from fedclip_edge.agent.duties import Duties
 from fedclip_edge.agent.encoder_process import EncoderProcess
 from fedclip_edge.agent.encoding_link import EncodingLink
 from fedclip_edge.agent.event_names import EventNames
-from fedclip_edge.agent.features import CACHE, prepare_pictures
+from fedclip_edge.agent.features import CACHE, DevicePictures, prepare_pictures
 from fedclip_edge.agent.folder_watch import FolderWatch
 from fedclip_edge.agent.loop import loop
 from fedclip_edge.agent.monitor import Monitor
 from fedclip_edge.agent.new_pictures import EncodedFeatures, NewPictures
 from fedclip_edge.agent.no_bundle import NoBundle
+from fedclip_edge.agent.pause import Pause
 from fedclip_edge.agent.publisher import retained, will
 from fedclip_edge.agent.rescan import Rescan, watched
 from fedclip_edge.agent.session import Session, start_session
+from fedclip_edge.agent.settings import Settings
 from fedclip_edge.agent.state_db import StateDb
 from fedclip_edge.agent.trainer import LocalTrainer
 from fedclip_edge.agent.trainer_process import TrainerProcess
@@ -41,6 +44,7 @@ from fedclip_edge.errors import ConfigError, LinkError
 from fedclip_edge.pki.expiry import Expiry
 from fedclip_edge.processes.children import Children
 from fedclip_edge.processes.systemd import SYSTEMD
+from fedclip_edge.processes.worker import PausedError
 from fedclip_edge.protocol.signing import Identity
 from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.transport.base import Connected, Disconnected, Traffic, device_client
@@ -54,7 +58,7 @@ from fedclip_edge.vision.provider_choice import choose_provider
 class Box:
     """A device's parts that stay the same when it gets another bundle."""
 
-    config: AgentConfig
+    settings: Settings
     identity: Identity
     state_db: StateDb
     store: BundleStore
@@ -62,12 +66,18 @@ class Box:
     monitor: Monitor | None
     choice: BrokerChoice
     outlets: Outlets
+    pause: Pause
+
+    @property
+    def config(self) -> AgentConfig:
+        """The settings that count now."""
+        return self.settings.config
 
 
 def serve(
     box: Box, bundle: Bundle | None, chosen_at: int, once: bool, progress: Progress | None
 ) -> bool:
-    """Run the device with this bundle; False if it is to go on with another one.
+    """Run the device with this bundle; False if it is to go on with another one, or other settings.
 
     `chosen_at` is the time of the last change of the bundle in use, in nanoseconds. Without a
     bundle, the device takes part in no run and only fetches one.
@@ -87,7 +97,8 @@ def serve(
         )
 
     renew = f"run `fedclip-edge renew {config.id}`, copy its file here and restart the agent"
-    duties = Duties(Expiry(config.broker.certificate, renew), box.monitor)
+    expiry = Expiry(config.broker.certificate, renew)
+    duties = Duties(expiry, box.monitor, box.settings, box.pause)
     early = new_link()
     parts = contextlib.ExitStack()
     try:
@@ -96,8 +107,8 @@ def serve(
         if bundle is not None:
             listeners = [early.tell, progress, None if box.monitor is None else box.monitor.tell]
             watch = parts.enter_context(watched(config, bundle))
-            with_provider = replace(box, config=_with_provider(box, bundle))
-            trainer, rescan = _prepare(with_provider, bundle, watch, duties, _each(listeners))
+            chosen = _with_provider(box, bundle)
+            trainer, rescan = _prepare(box, chosen, bundle, watch, duties, _each(listeners))
         attempts, has_connected = 0, False  # attempts in a row that failed
         while True:
             try:
@@ -132,13 +143,13 @@ def serve(
             if isinstance(early.last_event, Connected):
                 session.handle_event(early.last_event, time.monotonic())
             duties.session = session
+            session.pause(box.pause.reason, time.monotonic())
+            box.settings.confirm()
             ending = loop(
                 session,
                 once=once,
                 rescan=rescan,
-                has_other_bundle=functools.partial(
-                    _has_other_bundle, session, box.store, chosen_at
-                ),
+                begins_again=functools.partial(_begins_again, box, session, chosen_at),
                 duties=duties.look,
                 choice=box.choice,
             )
@@ -154,11 +165,19 @@ def serve(
 
 
 def _prepare(
-    box: Box, bundle: Bundle, watch: FolderWatch, duties: Duties, progress: Progress
+    box: Box,
+    config: AgentConfig,
+    bundle: Bundle,
+    watch: FolderWatch,
+    duties: Duties,
+    progress: Progress,
 ) -> tuple[LocalTrainer, Rescan]:
-    """Have the device's pictures encoded; return the learner, and the rescans of the folder."""
-    config, cache = box.config, box.config.state_dir / CACHE
-    encoder = EncoderProcess(box.children, bundle, config.encoder, cache)
+    """Have the device's pictures encoded; return the learner, and the rescans of the folder.
+
+    `config` has the provider that was chosen.
+    """
+    cache, limits = config.state_dir / CACHE, box.settings.limits
+    encoder = EncoderProcess(box.children, bundle, config.encoder, cache, limits)
     encoder.between = duties.look
     duties.watch(encoder.worker)
     features = EncodedFeatures(encoder, cache, key_of(bundle, config.encoder))
@@ -166,16 +185,35 @@ def _prepare(
     duties.new_pictures = NewPictures(
         watch, start_answering(config, bundle, box.outlets, features, events)
     )
-    data = prepare_pictures(config, bundle, encoder.encode, progress, watch.index)
-    work = TrainerProcess(box.children, config, bundle, data.sides)
+    data = _prepared(config, bundle, encoder, progress, watch, duties)
+    work = TrainerProcess(box.children, config, bundle, data.sides, limits)
     duties.watch(work.worker)
     trainer = LocalTrainer(config, bundle.classes, bundle.manifest.dim, data, _no_traffic, work)
+    duties.quota = CacheQuota(cache, features.feature_key, limits, trainer.needed)
     return trainer, Rescan(config, bundle, encoder.encode, trainer, watch, time.monotonic())
 
 
-def _has_other_bundle(session: Session, store: BundleStore, chosen_at: int) -> bool:
-    """True if another bundle was fetched, or chosen by `bundle rollback`."""
-    return session.has_other_bundle or store.changed_at() != chosen_at
+def _prepared(
+    config: AgentConfig,
+    bundle: Bundle,
+    encoder: EncoderProcess,
+    progress: Progress,
+    watch: FolderWatch,
+    duties: Duties,
+) -> DevicePictures:
+    """Have the device's pictures encoded, also over pauses."""
+    while True:
+        duties.wait()
+        try:
+            return prepare_pictures(config, bundle, encoder.encode, progress, watch.index)
+        except PausedError:
+            continue  # what was encoded is in the cache
+
+
+def _begins_again(box: Box, session: Session, chosen_at: int) -> bool:
+    """True if another bundle was fetched or chosen by `bundle rollback`, or settings changed."""
+    has_other_bundle = session.has_other_bundle or box.store.changed_at() != chosen_at
+    return has_other_bundle or box.settings.is_new
 
 
 def _with_provider(box: Box, bundle: Bundle) -> AgentConfig:

@@ -11,6 +11,8 @@ Laws:
 - A device joins a round only after the coordinator has answered this connection's hello: only that
   answer tells a device that joined late whether it is in the cohort.
 - At most one piece of work is done in a call of `act` (`round_work.py`).
+- A device that pauses counts as offline at the coordinator, and does not work. It stays connected
+  and follows the messages, so it can go on at once.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from fedclip_edge.agent.trust import Trust
 from fedclip_edge.agent.upload import Upload
 from fedclip_edge.config.agent import AgentConfig
 from fedclip_edge.errors import ConfigError, PeerError, RefusedError, WorkerError
+from fedclip_edge.processes.worker import PausedError
 from fedclip_edge.protocol import chunks, version1, wire
 from fedclip_edge.protocol.hand_over import newest_key
 from fedclip_edge.protocol.messages import CoordinatorState, Kept, Manifest, Refused, Want
@@ -61,6 +64,7 @@ class Session:
     standby: Standby
     fetching: Fetching
     work: RoundWork
+    paused: str = ""  # the reason why the device pauses; empty while it works
     finished: bool = False
     heard_at: float | None = None  # time of the coordinator's last message that is trusted
     _refused: int = 0  # messages
@@ -79,6 +83,16 @@ class Session:
     def say_goodbye(self) -> None:
         """Tell the coordinator that this device is going offline."""
         self.publisher.publish_state(online=False)
+
+    def pause(self, reason: str, now: float) -> None:
+        """Pause for this reason, or go on if it is empty; `now` is monotonic, in seconds."""
+        if bool(reason) == bool(self.paused):
+            return
+        self.paused = reason
+        self.publisher.publish_state(online=not reason)
+        if not reason and self.handshake.is_connected:
+            self.handshake.reset()
+            self._send_hello(now)
 
     def renew_capabilities(self, now: float) -> None:
         """Say hello with what the learner can do now; `now` is monotonic, in seconds.
@@ -99,7 +113,7 @@ class Session:
         if isinstance(event, Connected):
             self.handshake.start_link(now)
             self.upload.start_link(self.transport.packet_bytes())
-            self.publisher.publish_state(online=True)
+            self.publisher.publish_state(online=not self.paused)
             self._send_hello(now)
         elif isinstance(event, Received):
             try:
@@ -119,7 +133,7 @@ class Session:
         """
         for line in self._refusals.poll(now):
             _log_message_refused(line)
-        if not self.handshake.is_connected:
+        if not self.handshake.is_connected or self.paused:
             return False
         manifest = self.trust.manifest
         if manifest is not None and self._is_left_alone(manifest):
@@ -144,6 +158,8 @@ class Session:
             if has_model and self.work.train_if_due(manifest, now):
                 return True
             has_evaluated = self.work.evaluate_if_due(manifest, now)
+        except PausedError:
+            return False  # it is done after the pause, if it is still wanted
         except (ConfigError, WorkerError) as error:
             self._stand_by(manifest, str(error), now)
             return False
@@ -308,6 +324,8 @@ class Session:
 
     def _send_hello(self, now: float) -> None:
         self.handshake.note_hello(now)
+        if self.paused:
+            return  # the hello follows after the pause
         self.publisher.send_hello(self.state_db.position)
         if self.config.reports and self.evaluation_queue.report is not None:  # maybe it was lost
             self.publisher.send(self.evaluation_queue.report)

@@ -6,7 +6,7 @@ Law: what it sends about the pictures are their numbers, after withholding (`wit
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -115,6 +115,11 @@ class LocalTrainer:
         tested = np.bincount(self.data.labels("test"), minlength=classes)  # (C,)
         counts = zip(SIDES, (shared.train, shared.validation, tested), strict=True)
         return {side: tuple(count.tolist()) for side, count in counts}
+
+    def needed(self) -> Iterator[str]:
+        """Yield the hashes of the pictures that the device trains and evaluates on."""
+        for side in (self.data.sides.train, self.data.sides.validation, self.data.sides.test):
+            yield from (picture.hash for picture in side)
 
     def shapes(self, plan: Plan, closed: int) -> Shapes:
         return self._schedule(plan).layout(closed).parameters

@@ -10,10 +10,13 @@ Laws:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from fedclip_edge.agent.features import Sides
+from fedclip_edge.agent.limits import of_child
 from fedclip_edge.config.agent import AgentConfig
+from fedclip_edge.config.limits import Limits
 from fedclip_edge.processes.children import Children
 from fedclip_edge.processes.worker import Worker
 from fedclip_edge.records import Measured, Model, Plan, Update
@@ -29,7 +32,12 @@ class TrainerProcess:
     """
 
     def __init__(
-        self, children: Children, config: AgentConfig, bundle: Bundle, sides: Sides
+        self,
+        children: Children,
+        config: AgentConfig,
+        bundle: Bundle,
+        sides: Sides,
+        limits: Callable[[], Limits] = Limits,
     ) -> None:
         self._sides = sides
         self._is_stale = False  # the process has the features of other pictures
@@ -38,6 +46,7 @@ class TrainerProcess:
             "trainer",
             "fedclip_edge.agent.training:CachedTraining",
             lambda: (config, bundle, self._sides),
+            limits=lambda: of_child(limits()),
         )
 
     def fit(self, model: Model, plan: Plan, floor: int) -> tuple[Update, float]:

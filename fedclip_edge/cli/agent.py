@@ -29,7 +29,8 @@ def agent(config: Path, once: bool, as_json: bool, access_list: bool) -> None:
     """Run a device's agent, which trains on its pictures.
 
     It also evaluates each model on the device's test pictures. No picture leaves the device.
-    SIGTERM and Ctrl-C stop the agent with exit code 0, or with --once, 143 and 130.
+    SIGTERM and Ctrl-C stop the agent with exit code 0, or with --once, 143 and 130. SIGHUP makes it
+    read CONFIG again.
 
     CONFIG is the device's configuration file, by default agent.toml. It names the fleet, the
     broker, the bundle and the folder of pictures.
@@ -41,12 +42,14 @@ def agent(config: Path, once: bool, as_json: bool, access_list: bool) -> None:
 
     limit_blas_threads()  # before numpy is imported
     from fedclip_edge import log
+    from fedclip_edge.processes.reloading import RELOAD
     from fedclip_edge.processes.stopping import stopping_on_signals
     from fedclip_edge.processes.systemd import SYSTEMD
     from fedclip_edge.processes.threads import exit_on_thread_failure
 
     log.use_json(as_json)
     SYSTEMD.connect()
+    RELOAD.listen()
     exit_on_thread_failure()
     with stopping_on_signals(is_service=not once):
         from fedclip_edge.agent import process as device
@@ -55,7 +58,7 @@ def agent(config: Path, once: bool, as_json: bool, access_list: bool) -> None:
 
         loaded = load_agent(config)
         with progress_bar("encoding pictures", _encoding) as progress:
-            device.run(loaded, once=once, progress=progress)
+            device.run(loaded, once=once, progress=progress, file=config)
 
 
 def _print_access_list(config: Path) -> None:

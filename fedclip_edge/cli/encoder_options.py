@@ -40,6 +40,9 @@ def encoder_options(command: F) -> F:
         engine_dir: Path | None,
         **others: Any,
     ) -> Any:
+        from fedclip_edge.processes.blas import limit_blas_threads
+
+        limit_blas_threads()  # before numpy is imported
         from fedclip_edge.config.agent import EncoderConfig
 
         try:

@@ -21,6 +21,7 @@ from fedclip_edge.cli.bundle import bundle
 from fedclip_edge.cli.classes import classes
 from fedclip_edge.cli.demo import demo
 from fedclip_edge.cli.devices import devices
+from fedclip_edge.cli.doctor import doctor
 from fedclip_edge.cli.enroll import enroll, renew, revoke
 from fedclip_edge.cli.export import export
 from fedclip_edge.cli.export_classifier import export_classifier
@@ -59,6 +60,7 @@ _LIBRARIES = (
 _EXTRAS = {
     "agent": "agent",
     "bundle": "agent",
+    "doctor": "agent",
     "export": "export",
     "export-classifier": "export",
     "predict": "agent",
@@ -87,6 +89,7 @@ for _command in (
     run,
     forget,
     agent,
+    doctor,
     predict,
     review,
     simulate,

@@ -101,9 +101,6 @@ def predict(
         raise click.UsageError("Give either --unknown-below SCORE or --no-unknown.")
     if bundle is not None and config is not None:
         raise click.UsageError("Give either --bundle or --config: a device has its own bundle.")
-    from fedclip_edge.processes.blas import limit_blas_threads
-
-    limit_blas_threads()  # before numpy is imported
     from fedclip_edge.cli import predict_source
     from fedclip_edge.cli.predict_output import Rows, Table, Tally, csv_bytes
     from fedclip_edge.cli.progress import note, progress_bar

@@ -12,6 +12,7 @@ from typing import Literal
 
 from fedclip_edge.config.answers import AnswersConfig
 from fedclip_edge.config.broker import BrokerAddress
+from fedclip_edge.config.limits import Limits
 from fedclip_edge.config.reading import load, require
 from fedclip_edge.records import COORDINATOR, Role, check_domain, check_id, check_sha256
 
@@ -132,6 +133,7 @@ class AgentConfig:
     inbox: InboxConfig | None = None  # unlabelled pictures; None: none but those in [data]
     encoder: EncoderConfig = field(default_factory=EncoderConfig)  # how the encoder runs here
     answers: AnswersConfig = field(default_factory=AnswersConfig)  # about new pictures
+    limits: Limits = field(default_factory=Limits)  # of what the agent takes from its box
 
     def __post_init__(self) -> None:
         check_id(self.fleet, "fleet")

@@ -22,13 +22,13 @@ from types import TracebackType
 _END_WITH_PARENT = """\
 import ctypes, os, sys
 from signal import SIG_DFL, SIGPIPE, SIGTERM, SIGXFSZ, signal
-ctypes.CDLL(None).prctl(1, SIGTERM)
+ctypes.CDLL(None).prctl(1, int(sys.argv[2]))
 signal(SIGPIPE, SIG_DFL), signal(SIGXFSZ, SIG_DFL)
 if os.getppid() == int(sys.argv[1]):  # else the parent died in between
     try:
-        os.execvp(sys.argv[2], sys.argv[2:])
+        os.execvp(sys.argv[3], sys.argv[3:])
     except OSError as error:
-        sys.exit(f"{sys.argv[2]} cannot be started: {error.strerror}")
+        sys.exit(f"{sys.argv[3]} cannot be started: {error.strerror}")
 """
 _ENDS_IN_S = 8.0  # time to disconnect from the broker before SIGKILL
 
@@ -48,6 +48,7 @@ class Children:
         errors_too: bool = False,
         ends_in_s: float = _ENDS_IN_S,
         keeps: Sequence[int] = (),
+        dies_by: signal.Signals = signal.SIGTERM,
     ) -> subprocess.Popen[str]:
         """Start `command` as a child process.
 
@@ -55,7 +56,8 @@ class Children:
         output goes to the same place, or as text to the caller if `pipe` is true; with
         `errors_too`, its standard error follows it. Its standard input is empty. When the context
         manager exits, the child gets SIGTERM, and SIGKILL if it still runs `ends_in_s` seconds
-        later. The child also gets the file descriptors in `keeps`, under the same numbers.
+        later. The child also gets the file descriptors in `keeps`, under the same numbers. If this
+        process dies, the kernel sends it `dies_by`: a stopped child needs SIGKILL.
 
         If the command cannot be started, the child on Linux writes a message to standard error and
         ends with code 1; other systems raise OSError. Raises OSError if `log` cannot be opened.
@@ -63,7 +65,7 @@ class Children:
         errors = None if log is None else log.open("ab")
         try:
             child = subprocess.Popen(
-                [*_end_with(os.getpid()), *command],
+                [*_end_with(os.getpid(), dies_by), *command],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE if pipe else errors,
                 stderr=subprocess.STDOUT if errors_too else errors,
@@ -125,11 +127,11 @@ def own_command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "fedclip_edge.cli.main", *arguments]
 
 
-def _end_with(parent: int) -> list[str]:
+def _end_with(parent: int, dies_by: signal.Signals) -> list[str]:
     """Return the words to put before a child's command, so that it ends with `parent`.
 
     Empty on systems other than Linux.
     """
     if sys.platform != "linux":
         return []
-    return [sys.executable, "-I", "-S", "-c", _END_WITH_PARENT, str(parent)]
+    return [sys.executable, "-I", "-S", "-c", _END_WITH_PARENT, str(parent), str(int(dies_by))]

@@ -9,12 +9,15 @@ Laws:
 - After an interrupt, and after a request that took too long, the child is ended.
 - The child's log lines are written by the parent, in order.
 - The child never outlives its parent (`children.py`).
+- While `is_paused`, the child is stopped, and its work goes on afterwards. After PAUSE_S the child
+  is ended, and `ask` raises PausedError.
 """
 
 from __future__ import annotations
 
 import contextlib
 import pickle
+import signal
 import socket
 import subprocess
 import sys
@@ -26,18 +29,30 @@ from typing import Any
 
 from fedclip_edge import log
 from fedclip_edge.errors import WorkerError
+from fedclip_edge.processes.child_limits import ChildLimits, memory_mb_of
 from fedclip_edge.processes.children import Children, how_it_ended
 
 IDLE_S = 60.0
+PAUSE_S = 600.0
+_WEIGHS_S = 1.0  # between two looks at the memory of the child
 _LOOKS_S = 0.05  # between two calls of `meanwhile`
 _ENDS_IN_S = 2.0  # from SIGTERM, which the child does not catch, to SIGKILL
 _ADVICE = (
-    "stop other programs, or raise the memory limit of the service; standard error may say more"
+    "stop other programs, or raise the memory limit of the service, or max_memory_mb under "
+    "[limits]; standard error may say more"
 )
+
+
+class PausedError(WorkerError):
+    """The work was paused for so long that it was given up: do it again after the pause."""
 
 
 def _nothing() -> None:
     """There is nothing else to do."""
+
+
+def _never() -> bool:
+    return False
 
 
 @dataclass(eq=False)
@@ -54,11 +69,13 @@ class Worker:
     target: str
     arguments: Callable[[], tuple[Any, ...]]
     idle_s: float = IDLE_S
-    nice: int = 0  # added to the child's niceness: more is a lower priority
+    limits: Callable[[], ChildLimits] = ChildLimits  # called at each start of a child
     meanwhile: Callable[[], None] = _nothing
+    is_paused: Callable[[], bool] = _never
     is_busy: bool = field(default=False, init=False)
     _child: _Child | None = field(default=None, init=False)
     _used_at: float = field(default=0.0, init=False)
+    _weighed_at: float = field(default=0.0, init=False)
 
     @property
     def is_running(self) -> bool:
@@ -109,17 +126,21 @@ class Worker:
     def rest(self, now: float) -> None:
         """End the child if it has had no request for `idle_s` seconds; `now` is monotonic.
 
-        The parent's main loop calls it. It also takes away what is left of a child that has died.
+        The parent's main loop calls it. It also takes away what is left of a child that has died,
+        and ends one whose limits have changed: the next one starts with the new limits.
         """
         if self._child is None or self.is_busy:
             return
-        if now - self._used_at >= self.idle_s or self._child.process.poll() is not None:
+        is_idle = now - self._used_at >= self.idle_s
+        has_died = self._child.process.poll() is not None
+        if is_idle or has_died or self._child.limits != self.limits():
             self.end()
 
     def end(self) -> None:
         """End the child if there is one, at once."""
         if self._child is not None:
             child, self._child = self._child, None
+            child.go_on()  # a stopped process does not see SIGTERM
             child.connection.close()
             self.children.end(child.process)
 
@@ -149,16 +170,18 @@ class Worker:
             raise
 
     def _started(self) -> _Child:
+        limits = self.limits()
         ours, its = socket.socketpair()
         with ours, its:
             words = [sys.executable, "-m", "fedclip_edge.processes.worker_child"]
             process = self.children.start(
-                [*words, str(its.fileno()), str(self.nice)],
+                [*words, str(its.fileno()), limits.to_argument()],
                 None,
                 ends_in_s=_ENDS_IN_S,
                 keeps=[its.fileno()],
+                dies_by=signal.SIGKILL,  # a child that is stopped sees no other signal
             )
-            return _Child(process, Connection(ours.detach()))
+            return _Child(process, Connection(ours.detach()), limits)
 
     def _wait(
         self,
@@ -170,6 +193,10 @@ class Worker:
         """Wait for a message of this kind, and return its content."""
         while True:
             self.meanwhile()
+            if self.is_paused():
+                paused_s = self._pause(child)
+                ends_at = None if ends_at is None else ends_at + paused_s
+            self._weigh(child)
             if ends_at is not None and time.monotonic() >= ends_at:
                 raise WorkerError(
                     f"the {self.name} process took too long and was ended; the machine may be "
@@ -190,11 +217,42 @@ class Worker:
             elif got == "no_memory":
                 raise _DiedError(f"ran out of memory ({content[0]})")
 
+    def _pause(self, child: _Child) -> float:
+        """Stop the child until the pause is over; return the seconds. Raises PausedError."""
+        began = time.monotonic()
+        child.stop()
+        while self.is_paused():
+            self.meanwhile()
+            if time.monotonic() - began >= PAUSE_S:
+                raise PausedError(f"the work of the {self.name} process is paused")
+            time.sleep(_LOOKS_S)
+        child.go_on()
+        return time.monotonic() - began
+
+    def _weigh(self, child: _Child) -> None:
+        """Raise _DiedError if the child has more memory than it may."""
+        now, limit_mb = time.monotonic(), child.limits.memory_mb
+        if limit_mb is None or now - self._weighed_at < _WEIGHS_S:
+            return
+        self._weighed_at = now
+        found = memory_mb_of(child.process.pid)
+        if found is not None and found > limit_mb:
+            raise _DiedError(f"took {found} MB of memory, more than its limit of {limit_mb} MB")
+
 
 @dataclass(frozen=True, eq=False)
 class _Child:
     process: subprocess.Popen[str]
     connection: Connection
+    limits: ChildLimits  # those that it started with
+
+    def stop(self) -> None:
+        """Stop the process without ending it."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Let the process go on if it is stopped."""
+        self.process.send_signal(signal.SIGCONT)
 
     def send(self, message: Any) -> None:
         data = pickle.dumps(message, protocol=5)

@@ -1,6 +1,6 @@
 """The child of a worker (`worker.py`): it does one request of its parent after the other.
 
-    python -m fedclip_edge.processes.worker_child DESCRIPTOR NICE
+    python -m fedclip_edge.processes.worker_child DESCRIPTOR LIMITS
 
 It ends when its parent closes the connection. What it sends are tuples of a kind and the content:
 `up` when it listens, `ready` when its object is made, then for each request any number of `event`
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import os
 import pickle
 import sys
 import threading
@@ -24,6 +23,7 @@ from typing import Any
 
 from fedclip_edge import log
 from fedclip_edge.errors import reason_of
+from fedclip_edge.processes.child_limits import ChildLimits
 
 _PLAIN = (str, int, float, bool, type(None))
 # How libraries say that an allocation failed, in errors that are not a MemoryError.
@@ -59,10 +59,9 @@ class _Line:
         return pickle.loads(self._connection.recv_bytes())  # noqa: S301 - our own parent
 
 
-def main(descriptor: int, nice: int) -> None:
+def main(descriptor: int, limits: ChildLimits) -> None:
     """Serve the parent at the other end of the socket `descriptor` until it closes it."""
-    with contextlib.suppress(OSError):
-        os.nice(nice)
+    limits.apply()
     line = _Line(Connection(descriptor))
     log.redirect(line.send_event)
     # EOFError, ConnectionError: the parent has closed the connection, or has died.
@@ -112,4 +111,4 @@ def _sendable(error: Exception) -> Exception:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    main(int(sys.argv[1]), ChildLimits.of_argument(sys.argv[2]))

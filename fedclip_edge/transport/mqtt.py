@@ -178,6 +178,11 @@ class PahoTransport:
     def packet_bytes(self) -> int | None:
         return self._inbox.limits.packet_bytes
 
+    @property
+    def gives_reasons(self) -> bool:
+        """True if the broker says whether it took a message: the link uses MQTT 5."""
+        return self._dialect.version == 5
+
     def backlog(self) -> int:
         return self._outbox.backlog()
 

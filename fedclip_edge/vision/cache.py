@@ -32,6 +32,7 @@ T = TypeVar("T")
 
 # Not in the schema: only a cache that several commands share is trimmed, an agent's is not.
 _USED = "CREATE TABLE IF NOT EXISTS used (block INTEGER PRIMARY KEY, day INTEGER NOT NULL)"
+_NO_DAY = 2**62  # later than every day
 _ASKED = 500  # old versions of SQLite allow 999 variables in one statement
 # Most pictures in a block. A larger block is faster if all of it is wanted, and slower if not.
 _BLOCK = 64
@@ -139,21 +140,27 @@ class FeatureCache:
                 [(number, day) for number in self._find(hashes, feature_key)],
             )
 
-    def trim(self, most_bytes: int) -> int:
-        """Delete the features whose last use is longest ago if the file holds over `most_bytes`.
-
-        A block is deleted as a whole. Afterwards the file holds at most four fifths of that; it
-        does not shrink, but what is free in it is used again. Returns the number of deleted
-        features. Raises DataError like `put`.
-        """
-        with errors_of(self.path), self._db:
+    def held_bytes(self) -> int:
+        """The size of what the file holds, without what is free in it; raises DataError."""
+        with errors_of(self.path):
             size, pages, free = (
                 self._db.execute(f"PRAGMA {what}").fetchone()[0]
                 for what in ("page_size", "page_count", "freelist_count")
             )
-            held = size * (pages - free)
-            if held <= most_bytes:
-                return 0
+        return int(size * (pages - free))
+
+    def trim(self, most_bytes: int, *, unused_since: int | None = None) -> int:
+        """Delete the features whose last use is longest ago if the file holds over `most_bytes`.
+
+        A block is deleted as a whole. With `unused_since`, blocks that were used on this day or
+        later stay. Without, the file holds at most four fifths of `most_bytes` afterwards. It does
+        not shrink, but what is free in it is used again. Returns the number of deleted features.
+        Raises DataError like `put`.
+        """
+        held = self.held_bytes()
+        if held <= most_bytes:
+            return 0
+        with errors_of(self.path), self._db:
             self._db.execute(_USED)
             counts: dict[int, int] = dict(
                 self._db.execute("SELECT block, count(*) FROM feature GROUP BY block")
@@ -161,7 +168,8 @@ class FeatureCache:
             surplus = math.ceil(sum(counts.values()) * (1 - 0.8 * most_bytes / held))
             by_use = self._db.execute(
                 "SELECT id FROM block LEFT JOIN used ON used.block = block.id "
-                "ORDER BY coalesce(day, 0), id"
+                "WHERE coalesce(day, 0) < ? ORDER BY coalesce(day, 0), id",
+                (_NO_DAY if unused_since is None else unused_since,),
             )
             oldest: list[int] = []
             for (number,) in by_use:

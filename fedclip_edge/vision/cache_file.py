@@ -9,11 +9,13 @@ from pathlib import Path
 from fedclip_edge.errors import DataError, DiskError
 from fedclip_edge.storage.sqlite import (
     Connection,
+    EmptyDatabaseError,
     OtherDatabaseError,
     OtherVersionError,
     Schema,
     errors_as,
     open_database,
+    open_to_read,
 )
 
 _SCHEMA = Schema(
@@ -45,11 +47,24 @@ def open_cache_file(path: Path) -> Connection:
             f"the folder {path.parent} of the feature cache cannot be created: "
             f"{error.strerror or error}; free or repair the disk, or name another folder"
         ) from error
+    with _opening(path):
+        # After a power cut the last batches may be missing, but the file is intact.
+        return open_database(path, _SCHEMA, durable=False)
+
+
+def open_cache_to_read(path: Path) -> Connection:
+    """Open an existing file without changing it; raises the errors of `open_cache_file`."""
+    with _opening(path):
+        return open_to_read(path, _SCHEMA)
+
+
+@contextmanager
+def _opening(path: Path) -> Iterator[None]:
+    """Turn the errors of opening a file into DataError and DiskError."""
     try:
         with errors_of(path):
-            # After a power cut the last batches may be missing, but the file is intact.
-            return open_database(path, _SCHEMA, durable=False)
-    except OtherDatabaseError:
+            yield
+    except (OtherDatabaseError, EmptyDatabaseError):
         raise DataError(
             f"{path} is not a feature cache but another database; move it away, or name another "
             "folder"

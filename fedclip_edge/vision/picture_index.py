@@ -18,7 +18,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -27,11 +27,13 @@ from fedclip_edge import log
 from fedclip_edge.errors import DataError, DiskError
 from fedclip_edge.storage.sqlite import (
     Connection,
+    EmptyDatabaseError,
     OtherDatabaseError,
     OtherVersionError,
     Schema,
     errors_as,
     open_database,
+    open_to_read,
 )
 from fedclip_edge.vision.pictures import picture_hash
 
@@ -220,28 +222,48 @@ class PictureIndex:
         try:
             with errors_as(self._refused, damaged):
                 self._db = open_database(file, _SCHEMA, durable=False)
-                self._known = {
-                    os.fsdecode(path): _Known(
-                        FileState(size, mtime_ns, ctime_ns, int(inode)), found, read_s
-                    )
-                    for path, size, mtime_ns, ctime_ns, inode, found, read_s in self._db.execute(
-                        "SELECT * FROM file"
-                    )
-                }
-                self.events = {
-                    picture: Event(taken_s, key)
-                    for picture, taken_s, key in self._db.execute("SELECT * FROM event")
-                }
+                self.take(self._db)
         except OtherDatabaseError:
             raise DataError(
                 f"{file} is not an index of pictures but another database; move it away"
             ) from None
+
+    def take(self, database: Connection) -> None:
+        """Take the hashes and events of an open file; raises sqlite3's errors."""
+        self._known = {
+            os.fsdecode(path): _Known(
+                FileState(size, mtime_ns, ctime_ns, int(inode)), found, read_s
+            )
+            for path, size, mtime_ns, ctime_ns, inode, found, read_s in database.execute(
+                "SELECT * FROM file"
+            )
+        }
+        self.events = {
+            picture: Event(taken_s, key)
+            for picture, taken_s, key in database.execute("SELECT * FROM event")
+        }
 
     def _refused(self, error: Exception) -> DiskError:
         return DiskError(
             f"the index of pictures {self.file} cannot be used: {error}; check the free disk "
             "space, the permissions and other programs that use the file"
         )
+
+
+def read_index(file: Path) -> PictureIndex:
+    """An index with the hashes in this file, which is not changed; empty if it cannot be read."""
+    index = PictureIndex()
+
+    def unreadable(error: Exception) -> Exception:
+        return _DamagedError(str(error))
+
+    with (
+        suppress(_DamagedError, OtherDatabaseError, OtherVersionError, EmptyDatabaseError),
+        errors_as(unreadable),
+        closing(open_to_read(file, _SCHEMA)) as database,
+    ):
+        index.take(database)
+    return index
 
 
 class _DamagedError(Exception):

@@ -16,9 +16,12 @@ import system
 from fedclip_edge.agent.encoder_process import EncoderProcess
 from fedclip_edge.agent.encoding import Encoded, Encoding
 from fedclip_edge.agent.features import CACHE
+from fedclip_edge.agent.limits import within
 from fedclip_edge.config.agent import EncoderConfig
+from fedclip_edge.config.limits import Limits
 from fedclip_edge.errors import DataError, DiskError, WorkerError
 from fedclip_edge.processes.children import Children
+from fedclip_edge.processes.worker import PausedError
 from fedclip_edge.vision.bundle import Bundle, key_of
 from fedclip_edge.vision.cache import FeatureCache
 from fedclip_edge.vision.datasets import Picture, read_folder
@@ -96,6 +99,42 @@ def test_a_killed_process_does_not_stop_the_encoding(
     process.encode(found, kill)
     assert killed
     assert len(cached(tmp_path, random_bundle, found)) == len(found)
+
+
+def test_a_long_pause_ends_the_work_and_keeps_what_is_encoded(
+    children: Children,
+    random_bundle: Bundle,
+    found: tuple[Picture, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fedclip_edge.processes.worker.PAUSE_S", 0.3)
+    process, paused = encoder(children, random_bundle, tmp_path), [False]
+    process.worker.is_paused = lambda: paused[0]
+
+    def pause() -> None:
+        paused[0] = True
+
+    process.between = pause
+    with pytest.raises(PausedError):
+        process.encode(found)
+    assert not process.worker.is_running
+    done = len(cached(tmp_path, random_bundle, found))
+    assert 0 < done < len(found), "no picture is taken for a bad one"
+    paused[0], process.between = False, lambda: None
+    assert process.encode(found).encoded == len(found) - done
+
+
+def test_it_starts_with_no_more_threads_and_processors_than_it_may(
+    children: Children, random_bundle: Bundle, found: tuple[Picture, ...], tmp_path: Path
+) -> None:
+    limits, config = Limits(max_threads=1, nice=0), EncoderConfig(threads=4)
+    process = EncoderProcess(children, random_bundle, config, tmp_path / CACHE, lambda: limits)
+    assert process.encode(found[:2]).encoded == 2
+    assert process.worker.pid is not None
+    assert len(os.sched_getaffinity(process.worker.pid)) == 1
+    assert within(config, limits).threads == 1
+    assert within(config, Limits(max_threads=9)).threads == 4
 
 
 class Fatal(Encoding):

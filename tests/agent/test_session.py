@@ -29,6 +29,7 @@ from fedclip_edge.agent.download import REPAIR_S
 from fedclip_edge.agent.state_db import RunPosition, StateDb
 from fedclip_edge.agent.upload import REPEAT_S
 from fedclip_edge.errors import ConfigError, DiskError, RefusedError, WorkerError
+from fedclip_edge.processes.worker import PausedError
 from fedclip_edge.protocol import chunks, signing, wire
 from fedclip_edge.protocol.cohort import cohort_hash
 from fedclip_edge.protocol.message_parts import Blob
@@ -45,6 +46,63 @@ from fedclip_edge.protocol.report import Report
 from fedclip_edge.records import Model, Plan, Role, Update
 from fedclip_edge.transport.base import Connected, Received
 from fedclip_edge.transport.in_memory import InMemoryTransport
+
+# Pauses.
+
+
+def test_a_device_that_pauses_is_offline_for_the_coordinator_and_follows_the_run(
+    scene: Scene,
+) -> None:
+    scene.flow()
+    scene.heard(DeviceState)
+    scene.heard(Hello)
+    scene.session.pause("too hot", scene.now)
+    scene.session.pause("still too hot", scene.now)
+    assert scene.heard(DeviceState) == [DeviceState("b1", online=False)]
+    scene.say(state("k2", epoch=6), topic=TOPICS.coordinator_state)
+    scene.say(manifest(epoch=6))
+    scene.flow()
+    scene.say_model(model(0))
+    scene.work(by_s=3600.0)
+    assert scene.learner.fitted == []
+    assert scene.heard(Hello) == [], "a hello would make it online"
+    scene.session.pause("", scene.now)
+    scene.flow()
+    assert scene.heard(DeviceState) == [DeviceState("b1", online=True)]
+    assert len(scene.heard(Hello)) == 1
+    scene.say(manifest(epoch=6))
+    scene.work()
+    assert scene.learner.fitted == [0.0]
+
+
+def test_a_device_that_connects_while_it_pauses_stays_offline(scene: Scene) -> None:
+    scene.session.pause("on battery", scene.now)
+    scene.heard(DeviceState)
+    scene.flow()
+    assert scene.heard(DeviceState) == [DeviceState("b1", online=False)]
+    assert scene.heard(Hello) == []
+
+
+def test_work_that_was_given_up_in_a_pause_is_done_afterwards(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = scene.learner.fit
+
+    def give_up(_model: Model, _plan: Plan) -> NoReturn:
+        monkeypatch.setattr(scene.learner, "fit", fit)
+        scene.session.pause("too hot", scene.now)
+        raise PausedError("the work of the trainer process is paused")
+
+    monkeypatch.setattr(scene.learner, "fit", give_up)
+    scene.join()
+    assert not scene.session.standby.reason, "the plan works on this device"
+    assert scene.learner.fitted == []
+    scene.session.pause("", scene.now)
+    scene.flow()
+    scene.say(manifest())
+    scene.work()
+    assert scene.learner.fitted == [0.0]
+
 
 # Hello.
 

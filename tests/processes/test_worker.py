@@ -18,8 +18,9 @@ from system import DEADLINE_S, of_process, running
 
 from fedclip_edge import log
 from fedclip_edge.errors import BundleError, ConfigError, DataError, DiskError, WorkerError
+from fedclip_edge.processes.child_limits import ChildLimits
 from fedclip_edge.processes.children import Children
-from fedclip_edge.processes.worker import Worker
+from fedclip_edge.processes.worker import PausedError, Worker
 
 
 class Desk:
@@ -66,6 +67,14 @@ class Desk:
     def wait(self, seconds: float) -> str:
         time.sleep(seconds)
         return "waited"
+
+    def processors(self) -> int:
+        return len(os.sched_getaffinity(0))
+
+    def hoard(self, mb: int) -> None:
+        held = b"x" * (mb * 10**6)
+        while held:
+            time.sleep(0.1)
 
     def niceness(self) -> int:
         return os.nice(0)
@@ -297,11 +306,13 @@ def test_it_ends_when_it_has_nothing_to_do_and_starts_again(children: Children) 
 def test_the_child_itself_needs_no_heavy_module() -> None:
     code = "import sys, fedclip_edge.processes.worker_child; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert not {"numpy", "subprocess", "fedclip_edge.processes.worker"} & set(done.stdout.split())
+    assert not {"numpy", "fedclip_edge.processes.worker"} & set(done.stdout.split())
 
 
 def test_its_priority_can_be_lower(children: Children) -> None:
-    assert desk(children, nice=3).ask("niceness") == min(19, os.nice(0) + 3)
+    assert desk(children, limits=lambda: ChildLimits(nice=3)).ask("niceness") == min(
+        19, os.nice(0) + 3
+    )
 
 
 def test_other_threads_hold_up_no_start(worker: Worker) -> None:
@@ -347,3 +358,52 @@ def wait_for(is_so: Callable[[], bool]) -> None:
     while not is_so():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_a_pause_stops_the_child_and_its_work_goes_on_afterwards(children: Children) -> None:
+    states: list[str] = []
+    worker = desk(children)
+
+    def meanwhile() -> None:
+        if worker.pid is not None:
+            states.append(of_process(worker.pid, "stat").rpartition(")")[2].split()[0])
+
+    worker.meanwhile = meanwhile
+    worker.is_paused = lambda: states.count("T") < 3
+    assert worker.ask("add", 1, deadline_s=DEADLINE_S) == 101
+    assert states.count("T") >= 3
+
+
+def test_a_long_pause_ends_the_child_and_the_work(
+    children: Children, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedclip_edge.processes.worker.PAUSE_S", 0.3)
+    worker, paused = desk(children), [True]
+    worker.is_paused = lambda: paused[0]
+    with pytest.raises(PausedError):
+        worker.ask("add", 1)
+    assert not worker.is_running
+    assert children._children == []
+    paused[0] = False
+    assert worker.ask("add", 1) == 101
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="Linux tells it")
+def test_a_child_that_takes_too_much_memory_is_ended(children: Children) -> None:
+    worker = desk(children, limits=lambda: ChildLimits(memory_mb=100))
+    with pytest.raises(WorkerError, match="MB of memory, more than its limit of 100 MB, twice"):
+        worker.ask("hoard", 200, deadline_s=DEADLINE_S)
+    assert worker.ask("add", 1) == 101
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="Linux binds processes")
+def test_other_limits_count_from_the_next_child_on(children: Children) -> None:
+    limits = [ChildLimits()]
+    worker = desk(children, limits=lambda: limits[0])
+    assert worker.ask("processors") == len(os.sched_getaffinity(0))
+    limits[0] = ChildLimits(processors=1)
+    worker.rest(time.monotonic())
+    assert worker.ask("processors") == 1
+    limits[0] = ChildLimits(processors=10_000)
+    worker.rest(time.monotonic())
+    assert worker.ask("processors") == len(os.sched_getaffinity(0))

@@ -48,6 +48,7 @@ ARGUMENTS: Mapping[tuple[str, str], str] = {
     "`fleet.toml`.",
     ("forget", "ID"): "The device's id.",
     ("agent", "CONFIG"): "The device's [configuration file](configuration.md).",
+    ("doctor", "CONFIG"): "The device's [configuration file](configuration.md).",
     ("review", "CONFIG"): "The device's [configuration file](configuration.md).",
     ("predict", "PICTURES"): "Picture files, or folders with pictures.",
 }

@@ -13,6 +13,7 @@ from fedclip_edge.config.agent import AgentConfig, DataConfig, EncoderConfig, In
 from fedclip_edge.config.answers import AnswersBroker, AnswersConfig
 from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.config.fleet import FleetConfig, MetricsEndpoint, RunRules, RunSchedule, Trainer
+from fedclip_edge.config.limits import Limits
 from fedclip_edge.learning.methods import (
     auto,
     clip_adapter,
@@ -174,6 +175,18 @@ MEANINGS: Mapping[type[Any], Mapping[str, str]] = {
         "engine_dir": "Folder for the engines that TensorRT builds. Without it, they are in "
         "`fedclip-edge/engines` in the user's cache folder.",
     },
+    Limits: {
+        "max_threads": "Number of processors that encoder and trainer run on, each.",
+        "nice": "Niceness of encoder and trainer, added to that of the agent. With 19 all other "
+        "programs of the box come first.",
+        "max_memory_mb": "Memory in megabytes that the encoder may take, and that the trainer may "
+        "take. A process that takes more is ended, and its work is tried once more.",
+        "max_cache_mb": "Megabytes of the feature cache. The features that are unused for the longest "
+        "time are deleted; those of the labelled pictures stay.",
+        "max_temperature_c": "The device pauses while its hottest thermal zone is above this, until "
+        "it is 5 degrees below.",
+        "on_battery": "`pause`: the device pauses while it runs on its battery.",
+    },
     AnswersConfig: {
         "model": "The model that answers: `own` is the device's own, if the plan of the last run made "
         "one, otherwise the fleet's; `fleet` is always the fleet's. Before the first run it is "
@@ -304,6 +317,7 @@ TABLES: Mapping[str, str] = {
     "inbox": "Pictures that nobody has labelled yet. Without this table there are none but those that "
     "lie in the folder of `[data]` without a label.",
     "encoder": "How the encoder runs on this device.",
+    "limits": "What the agent may take from its box. Without a key, there is no such limit.",
     "answers": "What the device says about its new pictures; see "
     "[Predictions](../how-to/predictions.md).",
     "answers.broker": "MQTT broker that gets the answers; it need not be the fleet's. Without this "

@@ -16,6 +16,7 @@ from fedclip_edge.config.agent import AgentConfig, DataConfig, EncoderConfig, In
 from fedclip_edge.config.answers import AnswersBroker, AnswersConfig
 from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.config.fleet import FleetConfig, MetricsEndpoint, RunRules, RunSchedule, Trainer
+from fedclip_edge.config.limits import Limits
 from fedclip_edge.learning import methods, strategies
 from fedclip_edge.learning.methods import (
     auto,
@@ -194,6 +195,14 @@ RANGES: Mapping[type[Any], Mapping[str, Range]] = {
         "batch_size": integers(0),
         "engine_dir": PATH,
         "fast": TRUTH,
+    },
+    Limits: {
+        "max_threads": integers(1),
+        "nice": integers(0, 19),
+        "max_memory_mb": integers(100),
+        "max_cache_mb": integers(1),
+        "max_temperature_c": numbers(30, 150),
+        "on_battery": CHOICE,
     },
     AnswersConfig: {
         "model": CHOICE,

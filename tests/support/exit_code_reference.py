@@ -66,6 +66,10 @@ CODES: Mapping[type[FedclipError], tuple[str, str]] = {
         "A file cannot be written: the disk is full or read-only, or the user may not write there.",
         "Free or repair the disk, or name another folder.",
     ),
+    errors.CheckError: (
+        "`fedclip-edge doctor` found something that a person must do.",
+        "Do what it says after `->`.",
+    ),
     errors.LinkError: (
         "The broker cannot be reached; or no coordinator serves behind its control socket.",
         (

@@ -158,6 +158,41 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "empty.",
             "Choose another `group_by`, `group_pattern` or `group_seconds`.",
         ),
+        "work_paused": Event(
+            "The box is hotter than `max_temperature_c`, or runs on its battery with `on_battery = "
+            '"pause"`. The device encodes and trains nothing, and counts as offline at the '
+            "coordinator. It stays connected. A work that has begun is stopped, and goes on after the "
+            "pause if that is short.",
+            "Cool the box or connect it, or change `[limits]`.",
+        ),
+        "work_resumed": Event("The reason of the last pause is gone, and the device goes on."),
+        "cache_trimmed": Event(
+            "The feature cache was above `max_cache_mb`. Features that are not in use were deleted; "
+            "`mb` is what it holds now."
+        ),
+        "cache_above_limit": Event(
+            "The feature cache is above `max_cache_mb` with the features of the labelled pictures "
+            "alone. They stay, because the device would encode the same pictures again and again.",
+            "Raise `max_cache_mb`, or remove pictures.",
+        ),
+        "cache_not_trimmed": Event(
+            "The feature cache is above `max_cache_mb`, and cannot be made smaller.",
+            "Do what the reason says.",
+        ),
+        "settings_read": Event(
+            "After SIGHUP the agent has read its configuration file again, and uses the settings "
+            "that `changed` names."
+        ),
+        "settings_not_used": Event(
+            "The configuration file that was read after SIGHUP has a mistake, or the agent cannot "
+            "work with it. The settings before stay in use.",
+            "Correct the file, then send SIGHUP again (`systemctl reload`).",
+        ),
+        "restart_needed": Event(
+            "After SIGHUP, these settings have changed in the file. They are used from the next "
+            "start on; until then the earlier ones stay.",
+            "Restart the agent.",
+        ),
         "folder_away": Event(
             "A picture folder is missing, suddenly empty, or on another file system without any of "
             "the known pictures, as if its share was not mounted. Its `pictures` stay in use. Written "
@@ -574,6 +609,7 @@ FIELDS: Mapping[str, str] = {
     "before": "First digits of the coordinator's earlier key.",
     "bundle": "Folder of the bundle.",
     "byzantine": "Number of updates that are assumed to be arbitrary.",
+    "changed": "The settings that have changed, by their keys or tables.",
     "cached": "Pictures whose features were in the cache.",
     "caution": "The warning, in words.",
     "certificate": "File of the certificate.",
@@ -606,9 +642,12 @@ FIELDS: Mapping[str, str] = {
     "encoded": "Pictures that went through the encoder now.",
     "ends": "Date of expiry; of several certificates, the first date.",
     "epoch": "Number that grows with each start of the coordinator; the higher one wins.",
+    "deleted": "Number of features that were deleted.",
     "error": "Mean squared error on the validation pictures; without any, on the training pictures.",
     "fleet": "Name of the fleet.",
     "folder": "Folder of the engine.",
+    "max_cache_mb": "The setting of this name.",
+    "mb": "Size of what the feature cache holds, in megabytes.",
     "folder_away.folder": "The folder of `[data]` or of `[inbox]`.",
     "folder_away.pictures": "Number of pictures that were known in it.",
     "folder_back.folder": "The folder of `[data]` or of `[inbox]`.",

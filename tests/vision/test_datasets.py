@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from fedclip_edge.config.agent import DataConfig
 from fedclip_edge.errors import DataError
 from fedclip_edge.vision.datasets import Dataset, Picture, Split, read_folder, split
-from fedclip_edge.vision.picture_files import LeftOut, Skipped
+from fedclip_edge.vision.picture_files import EXTENSIONS, LeftOut, Skipped
 from fedclip_edge.vision.pictures import picture_hash
 
 CLASSES = ("cat", "dog", "tea cup")
@@ -48,12 +48,12 @@ def test_reads_classes_in_label_order_and_files_by_name(tmp_path: Path) -> None:
 
 
 def test_other_files_are_listed_and_hidden_ones_left_alone(tmp_path: Path) -> None:
-    fill(tmp_path, cat="a.png notes.txt .DS_Store .trash/b.png scan.tiff", tea_cup="c.jpeg")
+    fill(tmp_path, cat="a.png notes.txt .DS_Store .trash/b.png scan.psd", tea_cup="c.jpeg")
     (tmp_path / "README.md").write_text("hello")
     (tmp_path / ".cache").mkdir()
     dataset = read_folder(tmp_path, CLASSES)
     assert [p.path.name for p in dataset.pictures] == ["a.png", "c.jpeg"]
-    assert [p.name for p in dataset.left_out.others] == ["README.md", "notes.txt", "scan.tiff"]
+    assert [p.name for p in dataset.left_out.others] == ["README.md", "notes.txt", "scan.psd"]
 
 
 def test_a_file_that_cannot_be_opened_is_skipped_and_named(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_class_folder_without_pictures_is_listed(tmp_path: Path) -> None:
     (tmp_path / "tea cup").mkdir()
     dataset = read_folder(tmp_path, CLASSES)
     assert [picture.path.name for picture in dataset.pictures] == ["a.png"]
-    empty = "it has no picture (.bmp, .jpeg, .jpg, .png, .webp)"
+    empty = f"it has no picture ({', '.join(sorted(EXTENSIONS))})"
     assert dataset.left_out.unused[1:] == (
         (tmp_path / "dog", empty),
         (tmp_path / "tea cup", empty),
