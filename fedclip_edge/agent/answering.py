@@ -174,7 +174,8 @@ class Answering:
             self._final = manifest.run
         if held is None or held.version != manifest.model.sha256:
             return
-        if held.version == self.choice.fleet_version:
+        # Two runs may end with the same bytes; an answer names the later one.
+        if (manifest.run, held.version) == (self.choice.fleet_run, self.choice.fleet_version):
             return
         # An abandoned run is done too, with fewer closed exchanges than its plan has.
         if manifest.run != self._final and manifest.closed < exchanges(manifest.plan):

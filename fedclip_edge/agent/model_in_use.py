@@ -95,6 +95,11 @@ class ModelChoice:
         return "" if self._fleet is None else self._fleet.version
 
     @property
+    def fleet_run(self) -> str:
+        """The run that made the fleet's model; empty if there is none."""
+        return "" if self._fleet is None else self._fleet.run
+
+    @property
     def current(self) -> ModelInUse:
         """The model in use."""
         return self._own or self._fleet or self._zero_shot
