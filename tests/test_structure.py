@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -136,6 +137,36 @@ def test_the_reading_order_names_every_module() -> None:
     order = page.partition("## The reading order")[2].partition("\n## ")[0]
     for path in modules():
         assert path.stem == "__init__" or f"`{path.stem}`" in order, f"{path} is not named"
+
+
+def test_the_diagrams_of_data_name_modules_and_functions_that_are_used() -> None:
+    if not (ROOT / "ARCHITECTURE.md").exists():
+        pytest.skip("ARCHITECTURE.md is only in the checkout")
+    page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"(?ms)^```\n(.*?)^```", page)
+    data = "\n".join(block for block in blocks if block != f"{diagram()}\n")
+    parts = "|".join(part for parts in LAYERS for part in parts)
+    named = re.findall(rf"\b((?:{parts})/\w+)(?:\.(?!py)(\w+))?", data)
+    assert len(named) > 10
+    for module, function in named:
+        found = [PACKAGE / f"{module}.py", PACKAGE / module / "__init__.py"]
+        assert any(path.exists() for path in found), module
+        if function:
+            assert is_used(Path(module).name, function), f"nothing uses {module}.{function}"
+
+
+def is_used(module: str, function: str) -> bool:
+    """True if code imports the function, or calls it as a module's or an object's."""
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and str(node.module).endswith(module):
+                if function in {alias.name for alias in node.names}:
+                    return True
+            elif isinstance(node, ast.Attribute) and node.attr == function:
+                owner = ast.unparse(node.value)
+                if owner.rpartition(".")[2].lstrip("_").endswith(module):
+                    return True
+    return False
 
 
 def test_every_module_says_what_it_is() -> None:

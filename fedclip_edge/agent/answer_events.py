@@ -19,7 +19,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedclip_edge.agent.answers import Answer, described, utc
+from fedclip_edge.agent.answers import DIGITS, Answer, described, utc
 from fedclip_edge.config.answers import AnswersConfig
 
 LONGEST_S = 600.0
@@ -46,7 +46,7 @@ class EventAnswer:
             "device": self.last.device,
             "event": self.event,
             "label": self.label,
-            "probability": None if self.probability is None else round(self.probability, 6),
+            "probability": None if self.probability is None else round(self.probability, DIGITS),
             "unknown": self.label is None,
             "agreed": self.is_agreed,
             "agree": self.agree,

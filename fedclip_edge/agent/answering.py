@@ -22,7 +22,7 @@ from fedclip_edge.agent.answer_file import AnswerFile
 from fedclip_edge.agent.answer_link import AnswerLink
 from fedclip_edge.agent.answers import Answer, NewPicture, answer, line_of
 from fedclip_edge.agent.home_assistant import answer_topic, event_topic
-from fedclip_edge.agent.model_in_use import ModelChoice
+from fedclip_edge.agent.model_in_use import ModelChoice, model_choice
 from fedclip_edge.agent.session import Session
 from fedclip_edge.config.agent import AgentConfig
 from fedclip_edge.errors import DiskError, FedclipError
@@ -174,7 +174,8 @@ class Answering:
             self._final = manifest.run
         if held is None or held.version != manifest.model.sha256:
             return
-        if held.version == self.choice.fleet_version:
+        # Two runs may end with the same bytes; an answer names the later one.
+        if (manifest.run, held.version) == (self.choice.fleet_run, self.choice.fleet_version):
             return
         # An abandoned run is done too, with fewer closed exchanges than its plan has.
         if manifest.run != self._final and manifest.closed < exchanges(manifest.plan):
@@ -209,11 +210,5 @@ def start_answering(
     config: AgentConfig, bundle: Bundle, outlets: Outlets, features: Features, event_of: EventOf
 ) -> Answering:
     """Make the answering of a device with this bundle."""
-    choice = ModelChoice(
-        config.state_dir,
-        bundle.manifest.encoder_id,
-        bundle.manifest.dim,
-        bundle.classes,
-        wants_own=config.answers.model == "own",
-    )
+    choice = model_choice(config, bundle)
     return Answering(config, choice, outlets, features, event_of, Events(config.answers))

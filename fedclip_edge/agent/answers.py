@@ -21,7 +21,7 @@ from fedclip_edge.agent.model_in_use import ModelInUse
 from fedclip_edge.learning.classification import best, classify, is_unknown, threshold_of
 from fedclip_edge.records import F32
 
-_DIGITS = 6  # after the point, as in the output of `predict`
+DIGITS = 6  # after the point, as in the output of `predict`
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,10 +65,10 @@ class Answer:
             "picture": str(self.path),
             "hash": self.hash,
             "label": self.label,
-            "probability": round(self.probability, _DIGITS),
+            "probability": round(self.probability, DIGITS),
             "unknown": self.is_unknown,
-            "score": round(self.score, _DIGITS),
-            "top": {label: round(share, _DIGITS) for label, share in self.likeliest},
+            "score": round(self.score, DIGITS),
+            "top": {label: round(share, DIGITS) for label, share in self.likeliest},
             **described(self.model),
         }
         if self.event:
@@ -86,9 +86,8 @@ def answer(
     if not pictures:
         return []
     vectors = np.stack([picture.vector for picture in pictures])  # (N, D)
-    trained = None if model.trained is None else model.trained.model
-    found = classify(vectors, model.classes, trained)
-    threshold, names = threshold_of(trained), model.classes.names
+    found = classify(vectors, model.classes, model.model)
+    threshold, names = threshold_of(model.model), model.classes.names
     return [
         Answer(
             time=time,
@@ -108,8 +107,8 @@ def answer(
 def described(model: ModelInUse) -> dict[str, Any]:
     """The fields of an answer that say which model gave it."""
     fields: dict[str, Any] = {"model": model.kind}
-    if model.trained is not None:
-        fields |= {"run": model.run, "round": model.trained.model.round, "version": model.version}
+    if model.model is not None:
+        fields |= {"run": model.run, "round": model.model.round, "version": model.version}
     return fields
 
 

@@ -38,7 +38,11 @@ class Duties:
         self._workers.append(worker)
 
     def look(self) -> None:
-        """Do what is due; called many times a second, it takes a few milliseconds at most."""
+        """Do what is due; to be called many times a second.
+
+        It takes a few milliseconds, and as long as encoding if there are new pictures. Meanwhile
+        the encoder's worker calls it again.
+        """
         now = time.monotonic()
         SYSTEMD.turn()
         self.settings.look()

@@ -27,11 +27,13 @@ from typing import Literal
 import numpy as np
 
 from fedclip_edge import log, model_file
+from fedclip_edge.config.agent import AgentConfig
 from fedclip_edge.errors import BundleError, ConfigError
 from fedclip_edge.learning import gate, methods
 from fedclip_edge.model_file import TrainedModel
 from fedclip_edge.records import ClassTexts, Model
 from fedclip_edge.storage import atomic
+from fedclip_edge.vision.bundle import Bundle
 from fedclip_edge.vision.class_texts import pack_classes, read_classes
 
 FLEET, CLASSES, OWN = "fleet.safetensors", "fleet-classes.safetensors", "personal.safetensors"
@@ -48,6 +50,11 @@ class ModelInUse:
     trained: TrainedModel | None = None
     run: str = ""  # the run of the fleet that made it
     version: str = ""  # SHA-256 of the fleet's model as it was sent
+
+    @property
+    def model(self) -> Model | None:
+        """The trained model; None for zero-shot CLIP."""
+        return None if self.trained is None else self.trained.model
 
 
 def _log_not_used(file: Path, reason: str) -> None:
@@ -86,6 +93,11 @@ class ModelChoice:
     def fleet_version(self) -> str:
         """The version of the fleet's model; empty if there is none."""
         return "" if self._fleet is None else self._fleet.version
+
+    @property
+    def fleet_run(self) -> str:
+        """The run that made the fleet's model; empty if there is none."""
+        return "" if self._fleet is None else self._fleet.run
 
     @property
     def current(self) -> ModelInUse:
@@ -163,6 +175,20 @@ class ModelChoice:
         expected = methods.shapes_beside(trained.model, trained.plan, classes, self._dim)
         if {name: term.shape for name, term in trained.model.parameters.items()} != expected:
             raise ConfigError("its parameters do not have the shapes of its method")
+
+
+def model_choice(
+    config: AgentConfig, bundle: Bundle, report: Callable[[Path, str], object] = _log_not_used
+) -> ModelChoice:
+    """Make the choice of a device with this bundle; `report` is as in ModelChoice."""
+    return ModelChoice(
+        config.state_dir,
+        bundle.manifest.encoder_id,
+        bundle.manifest.dim,
+        bundle.classes,
+        wants_own=config.answers.model == "own",
+        report=report,
+    )
 
 
 def _are_same(one: Model, other: Model) -> bool:

@@ -5,7 +5,8 @@ the rounds require. With another bundle, it does the same again. Only messages o
 session leave the device: control messages, contributions, accuracies. Pictures, features and
 predictions stay on the device.
 
-Law: this process never loads torch, onnxruntime or Pillow. Its children do, and end when idle.
+Law: this process never loads torch or onnxruntime, and Pillow only for `group_by = "seconds"`, which
+reads the time in EXIF. Its children do, and end when idle.
 """
 
 from __future__ import annotations
@@ -56,8 +57,7 @@ def run(
     DataError if a role has no pictures; LinkError if no broker answers the first connection, but
     not if the link breaks later; RefusedError if the broker or the coordinator refuses this device
     permanently; DiskError if a file in state_dir cannot be written; WorkerError if the encoder's
-    process dies; ModuleNotFoundError if torch
-    or prometheus-client is needed and not installed.
+    process dies; ModuleNotFoundError if torch or prometheus-client is needed and not installed.
     """
     check_torch(config)  # before the pictures are encoded, which may take hours
     check_own_certificate(config.broker.certificate, config.id, config.fleet)

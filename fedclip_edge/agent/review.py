@@ -125,8 +125,7 @@ def _to_label(
 ) -> tuple[ToLabel, ...]:
     if not unlabelled.pictures:
         return ()
-    trained = None if model.trained is None else model.trained.model
-    shares = classify(unlabelled.vectors, model.classes, trained).main  # (N, C)
+    shares = classify(unlabelled.vectors, model.classes, model.model).main  # (N, C)
     named = shares.argmax(axis=1)
     chosen = label_next(unlabelled.vectors, labelled.vectors, shares, most)
     return tuple(

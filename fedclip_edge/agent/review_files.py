@@ -17,7 +17,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from fedclip_edge.agent.features import CACHE, labels_for
-from fedclip_edge.agent.model_in_use import ModelChoice
+from fedclip_edge.agent.model_in_use import model_choice
 from fedclip_edge.agent.rescan import INDEX
 from fedclip_edge.agent.review import (
     ClassNeed,
@@ -72,19 +72,11 @@ def review_device(
         Reviewed(embedded.pictures[rows], embedded.vectors[rows])
         for rows in (slice(count), slice(count, None))
     ]
-    manifest = bundle.manifest
-    choice = ModelChoice(
-        config.state_dir,
-        manifest.encoder_id,
-        manifest.dim,
-        bundle.classes,
-        wants_own=config.answers.model == "own",
-    )
     review = make_review(
         sides[0],
         sides[1],
         bundle.classes,
-        choice.current,
+        model_choice(config, bundle).current,
         most=most,
         least=config.min_per_class,
     )

@@ -1,6 +1,6 @@
 """The session of one device: it handles messages and does the work, one piece at a time.
 
-It connects `process.py`, which owns the pictures and the socket, with the protocol. It does no I/O
+It connects `serving.py`, which owns the pictures and the link, with the protocol. It does no I/O
 except through the transport, the learner and the state file that it is given, and the clock is
 passed in (`now`, monotonic, in seconds). So it also runs with an in-memory transport and a
 simulated clock.

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from fedclip_edge import log, model_file
 from fedclip_edge.agent.features import DeviceFeatures, Sides, read_features
+from fedclip_edge.agent.model_in_use import OWN
 from fedclip_edge.agent.withholding import Shared, share
 from fedclip_edge.config.agent import AgentConfig
 from fedclip_edge.learning import local, methods
@@ -134,7 +135,7 @@ class Training:
         kept = model_file.TrainedModel(
             own, f"own-{self.config.id}", plan, encoder_id, classes_digest
         )
-        model_file.write(self.config.state_dir / "personal.safetensors", kept)
+        model_file.write(self.config.state_dir / OWN, kept)
 
     def _train_alone(self, plan: Plan) -> Model:
         alone = local.alone(plan, self.classes, self.dim)

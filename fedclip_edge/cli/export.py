@@ -157,9 +157,7 @@ def export(**given: Any) -> None:
         raise click.UsageError("Give the folder to write with --out FOLDER.")
     before = _serial_in(given["out"])
     bundle = _from_onnx(given, used) if "source" not in used else _from_open_clip(given, used)
-    click.echo(summary(bundle))
-    if exporter is not None:
-        click.echo(f"\n{_sign(bundle, exporter, before)}")
+    click.echo(summary(bundle, "" if exporter is None else _sign(bundle, exporter, before)))
 
 
 def _from_open_clip(given: Mapping[str, Any], used: set[str]) -> Bundle:

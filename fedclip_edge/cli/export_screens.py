@@ -39,8 +39,17 @@ def facts(rows: Sequence[tuple[str, str]]) -> str:
     return textwrap.indent(table, _INDENT)
 
 
-def summary(bundle: Bundle) -> str:
-    """Describe the bundle, one property per line, and name the next step."""
+_SIGNED = "; the boxes fetch it from the coordinator."
+_NOT_SIGNED = """, and sign it, so that the boxes fetch it:
+fedclip-edge bundle sign {} --key site/export/export.key
+Without a signature, copy it to every box and name it in every agent.toml too."""
+
+
+def summary(bundle: Bundle, signed: str = "") -> str:
+    """Describe the bundle, one property per line, and name the next step.
+
+    `signed` is the sentence about its signature; empty without one.
+    """
     from fedclip_edge.vision.bundle_warnings import bundle_warnings
 
     manifest = bundle.manifest
@@ -58,9 +67,11 @@ def summary(bundle: Bundle) -> str:
         *((path.name, _size(path)) for path in sorted(bundle.folder.iterdir())),
     ]
     notes = "".join(f"\nNote: {caution}." for caution in bundle_warnings(manifest))
+    said = f"{signed}\n" if signed else ""
     return (
-        f"Wrote the bundle {bundle.folder}\n\n{facts(rows)}\n{notes}\n"
-        f'Next: write bundle = "{bundle.folder}" in fleet.toml and in every agent.toml'
+        f"Wrote the bundle {bundle.folder}\n\n{facts(rows)}\n{notes}\n{said}"
+        f'Next: write bundle = "{bundle.folder}" in fleet.toml'
+        f"{_SIGNED if signed else _NOT_SIGNED.format(bundle.folder)}"
     )
 
 

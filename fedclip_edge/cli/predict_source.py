@@ -47,7 +47,7 @@ def of_device(config: Path | None, model: str | None, journal: Path) -> Source:
     model cannot be used; BundleError if the bundle is damaged.
     """
     from fedclip_edge.agent.bundle_store import BundleStore, fetched_folder
-    from fedclip_edge.agent.model_in_use import ModelChoice
+    from fedclip_edge.agent.model_in_use import model_choice
     from fedclip_edge.config.agent import load_agent
     from fedclip_edge.vision.provider_choice import kept_provider
 
@@ -61,15 +61,7 @@ def of_device(config: Path | None, model: str | None, journal: Path) -> Source:
         )
     found = named(folder, model, journal)
     if model is None:
-        choice = ModelChoice(
-            settings.state_dir,
-            found.bundle.manifest.encoder_id,
-            found.bundle.manifest.dim,
-            found.classes,
-            wants_own=settings.answers.model == "own",
-            report=_not_used,
-        )
-        in_use = choice.current
+        in_use = model_choice(settings, found.bundle, _not_used).current
         found = Source(found.bundle, in_use.classes, in_use.trained, "the device has no model yet")
     encoder = kept_provider(found.bundle, settings.encoder, settings.state_dir)
     return Source(found.bundle, found.classes, found.trained, found.zero_shot_because, encoder)

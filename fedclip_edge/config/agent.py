@@ -115,7 +115,7 @@ class AgentConfig:
     id: str  # name of the device, unique in the fleet: 1 to 64 of a-z, 0-9 and '-'
     fleet: str  # name of the fleet, as in the coordinator's fleet.toml
     data: DataConfig  # the device's pictures
-    state_dir: Path  # folder for the device's key, feature cache, predictions and personal model
+    state_dir: Path  # folder for all that the device keeps; device/README.md lists its files
     domain: str = ""  # name of the place or style of the pictures, shown in reports
     roles: tuple[Role, ...] = ("train", "evaluate")  # train, evaluate or both
     # public key of the only coordinator to accept; empty: the key first seen in each run

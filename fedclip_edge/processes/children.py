@@ -114,6 +114,14 @@ def _end(child: subprocess.Popen[str], ends_in_s: float) -> None:
         child.stdout.close()
 
 
+def how_it_ended(code: int) -> str:
+    """Say how a child with this exit code ended, as the end of a sentence."""
+    if code >= 0:
+        return f"ended with code {code}"
+    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+    return f"was killed by {name}"
+
+
 def own_command(*arguments: str) -> list[str]:
     """Return the command line of `fedclip-edge` in this installation."""
     return [sys.executable, "-m", "fedclip_edge.cli.main", *arguments]

@@ -30,7 +30,7 @@ from typing import Any
 from fedclip_edge import log
 from fedclip_edge.errors import WorkerError
 from fedclip_edge.processes.child_limits import ChildLimits, memory_mb_of
-from fedclip_edge.processes.children import Children
+from fedclip_edge.processes.children import Children, how_it_ended
 
 IDLE_S = 60.0
 PAUSE_S = 600.0
@@ -273,7 +273,9 @@ class _Child:
         try:
             yield
         except (EOFError, ConnectionError) as error:
-            raise _DiedError(_what_happened(_code_of(self.process))) from error
+            code = _code_of(self.process)
+            what = "closed its connection" if code is None else how_it_ended(code)
+            raise _DiedError(what) from error
 
 
 class _DiedError(Exception):
@@ -306,12 +308,3 @@ def _code_of(process: subprocess.Popen[str]) -> int | None:
     with contextlib.suppress(subprocess.TimeoutExpired):
         return process.wait(_ENDS_IN_S)
     return None
-
-
-def _what_happened(code: int | None) -> str:
-    if code is None:
-        return "closed its connection"
-    if code >= 0:
-        return f"ended with code {code}"
-    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-    return f"was killed by {name}"

@@ -60,7 +60,10 @@ def find_class_folders(folder: Path, classes: Sequence[str]) -> ClassFolders:
 
 
 def list_class_folders(folder: Path, classes: Sequence[str]) -> ClassFolders:
-    """Do the same, but return an empty list if `folder` is empty or has no class folder."""
+    """Find them as `find_class_folders` does; there may be none.
+
+    Raises DataError if `folder` is missing or unreadable.
+    """
     labels = labels_of(classes)
     listing = _list(folder, labels, _expected(classes))
     named = [(labels.get(normalized_name(entry.name)), entry) for entry in listing.all_folders()]

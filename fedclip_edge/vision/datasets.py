@@ -88,7 +88,10 @@ def read_class_folders(
     class_folders: ClassFolders,
     hash_of: Callable[[Path], str],
 ) -> Dataset:
-    """Do the same for the class folders that were found in `folder`, which may have no picture."""
+    """List the pictures of the class folders that were found in `folder`; there may be none.
+
+    `hash_of` and the labels are those of `read_folder`. What cannot be read is in `left_out`.
+    """
     left_out = class_folders.left_out
     pictures: list[Picture] = []
     skipped: list[Skipped] = []

@@ -64,7 +64,6 @@ class Labels:
     _named: dict[str, str] = field(default_factory=dict)  # class name by path, of the manifest
     _state: FileState | None = None  # of the manifest
     _beside: dict[str, frozenset[str]] = field(default_factory=dict)  # side-cars by folder
-
     _by_name: dict[str, int] = field(default_factory=dict)  # names as they were met
 
     def __post_init__(self) -> None:
@@ -84,7 +83,7 @@ class Labels:
                     "[data], or write the file"
                 ) from error
             if state != self._state:
-                self._named = dict(read_manifest(self.manifest))
+                self._named = dict(read_labels(self.manifest))
                 self._state = state
         self._person = self.by_person()
         self.unused, self.overruled, self.side_cars = [], [], set()
@@ -160,7 +159,7 @@ class Labels:
         return ""
 
 
-def read_manifest(path: Path) -> Iterator[tuple[str, str]]:
+def read_labels(path: Path) -> Iterator[tuple[str, str]]:
     """Yield the absolute path and the class name of each line of a manifest that has a label.
 
     Raises DataError with the line if a line has no file or label.

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -21,7 +19,7 @@ from pathlib import Path
 from fedclip_edge.config.agent import EncoderConfig
 from fedclip_edge.config.reading import read_table
 from fedclip_edge.errors import BundleError, ConfigError, DiskError, FedclipError
-from fedclip_edge.processes.children import Children
+from fedclip_edge.processes.children import Children, how_it_ended
 
 _TRIAL_S = 180.0  # ViT-L on a small processor takes a minute
 _ENGINE_S = 1800.0  # TensorRT builds an engine for minutes
@@ -83,23 +81,12 @@ def _try(
     last = said[-1].strip() if said else ""
     if child.returncode in _ERRORS:
         return Tried(option, error=_ERRORS[child.returncode](last))
-    return Tried(
-        option, error=_failed(option, f"{_died(child)} while it checked {folder} ({last})")
-    )
+    how = f"{how_it_ended(child.returncode)} while it checked {folder} ({last})"
+    return Tried(option, error=_failed(option, how))
 
 
 def _failed(option: EncoderConfig, how: str) -> ConfigError:
     return ConfigError(f"[encoder] provider {option.label!r} {how}; choose another provider")
-
-
-def _died(child: subprocess.Popen[str]) -> str:
-    code = child.returncode
-    if code >= 0:
-        return f"ended with code {code}"
-    try:
-        return f"was ended by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"was ended by signal {-code}"
 
 
 def main(folder: Path, settings: str) -> None:

@@ -56,7 +56,7 @@ _GPU_FLOAT16 = Tolerance(on_unit=1e-3, relative=1e-2, batch=1e-2)
 _GPU_EIGHT_BIT = Tolerance(on_unit=1e-2, relative=5e-2, batch=5e-2)
 _BFLOAT16 = Tolerance(on_unit=1e-2, relative=5e-2, batch=1e-2, centred=5e-3)
 
-_TIMED_BATCH = 8  # the agent's default
+_TIMED_BATCH = 8  # pictures; the smallest batch that pace.py chooses
 _TIMED_S = 1.0
 
 
@@ -204,7 +204,7 @@ def centred_cosine(found: F32, expected: F32) -> float:
 
 
 def _speed(encoder: Encoder, golden: Golden) -> float:
-    """Return pictures per second in batches of the agent's size; the best run within a second."""
+    """Return pictures per second in batches of _TIMED_BATCH; the best run within a second."""
     repeats = -(-_TIMED_BATCH // len(golden.pixels))
     batch = np.concatenate([golden.pixels] * repeats)[:_TIMED_BATCH]  # (8, 3, S, S)
     encoder.embed(batch)  # the first run allocates memory

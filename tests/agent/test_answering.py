@@ -221,6 +221,15 @@ def test_a_model_within_a_run_does_not_answer_but_its_last_one_does(
     assert desk.choice.current.run == "run-1"
 
 
+def test_the_same_model_of_a_later_run_answers_under_its_name(tmp_path: Path, desk: Desk) -> None:
+    scene = joined(tmp_path, desk, round=1, phase="final")
+    assert desk.choice.current.run == "run-1"
+    scene.say(manifest(model(0.5, closed=1), phase="final", run="run-2", epoch=6))
+    scene.work()
+    desk.answering.look(scene.session, scene.now)
+    assert desk.choice.current.run == "run-2"
+
+
 @pytest.mark.parametrize(("closed", "is_whole"), [(30, True), (1, False)])
 def test_of_runs_that_are_over_only_a_whole_one_gives_a_model(
     tmp_path: Path, desk: Desk, closed: int, is_whole: bool

@@ -77,7 +77,8 @@ def test_another_process_in_another_folder_writes_the_same_bytes(
     assert lines["parity"].startswith("passed; largest difference ")
     assert bundle.manifest.encoder_id.startswith(lines["encoder"].removeprefix("id").strip())
     assert lines["image_encoder.onnx"].endswith("MB")
-    assert 'Next: write bundle = "bundle" in fleet.toml and in every agent.toml' in done.stdout
+    assert 'Next: write bundle = "bundle" in fleet.toml, and sign it' in done.stdout
+    assert "\nfedclip-edge bundle sign bundle --key site/export/export.key\n" in done.stdout
     steps = done.stderr.splitlines()
     assert steps[0].startswith("loading local-dir:")
     assert [line for line in steps if "at most 1e-05  ok" in line]

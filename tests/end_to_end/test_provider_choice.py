@@ -51,7 +51,7 @@ def test_the_choice_is_logged_kept_and_used(site: Site, openvino: FakeOpenvino) 
     chosen = first["encoder_provider_chosen"]
     assert chosen["provider"] == first["features_ready"]["provider"] == "cpu"
     assert "; openvino-bf16 refused: " in chosen["tried"]
-    assert "was ended by SIGSEGV" in chosen["tried"]
+    assert "was killed by SIGSEGV" in chosen["tried"]
     file = site.folder / "north" / "state" / "encoder.json"
     ((_, kept),) = json.loads(file.read_text()).items()
     assert kept["provider"] == "cpu"
@@ -101,7 +101,7 @@ def tries(pid: int) -> set[int]:
 
 @pytest.mark.parametrize(
     ("act", "said"),
-    [("crash", "'openvino' was ended by SIGSEGV while it checked"), ("", "is not installed")],
+    [("crash", "'openvino' was killed by SIGSEGV while it checked"), ("", "is not installed")],
 )
 def test_a_named_provider_that_cannot_be_used_stops_the_agent(
     site: Site, openvino: FakeOpenvino, monkeypatch: pytest.MonkeyPatch, act: str, said: str

@@ -15,7 +15,7 @@ import pytest
 from system import DEADLINE_S, of_process, running
 
 from fedclip_edge.errors import ConfigError
-from fedclip_edge.processes.children import Children, own_command
+from fedclip_edge.processes.children import Children, how_it_ended, own_command
 from fedclip_edge.storage.lock import lock_file
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
@@ -225,3 +225,16 @@ def test_bytes_that_are_no_text_do_not_end_the_reading() -> None:
         child = children.start([sys.executable, "-c", code], None, pipe=True, errors_too=True)
         assert child.stdout is not None
         assert child.stdout.read() == "caf\\xe9\nend\nwhy\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (0, "ended with code 0"),
+        (3, "ended with code 3"),
+        (-signal.SIGKILL, "was killed by SIGKILL"),
+        (-250, "was killed by signal 250"),
+    ],
+)
+def test_the_end_of_a_child_is_said_in_words(code: int, words: str) -> None:
+    assert how_it_ended(code) == words

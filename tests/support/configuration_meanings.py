@@ -69,8 +69,9 @@ MEANINGS: Mapping[type[Any], Mapping[str, str]] = {
         "export_key": "Public key of the machine that exports; `fedclip-edge enroll` writes it. The "
         "device fetches the bundle of a run that needs another one, if this key has signed it. "
         "Empty: the device fetches none.",
-        "state_dir": "Folder for the files of this device: the feature cache, the update that is "
-        "not acknowledged yet, the predictions, and without enrolment the device's key.",
+        "state_dir": "Folder for all files that this device keeps: bundles, features, models, "
+        "answers, the update that is not acknowledged yet, and without enrolment the device's key. "
+        "`device/README.md` in the checkout lists them.",
         "domain": "A name for the origin of the pictures, shown in reports.",
         "roles": "`train` sends updates; `evaluate` measures each model on the test pictures.",
         "coordinator_key": "Public key of the only coordinator to accept; `fedclip-edge enroll` "

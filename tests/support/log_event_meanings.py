@@ -257,7 +257,9 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "The coordinator has a new key, which its earlier key names in a signed statement. The "
             "device accepts only the new one from now on, also after a restart.",
         ),
-        "torch_loaded": Event("PyTorch is loaded, before the device first trains by gradients."),
+        "torch_loaded": Event(
+            "PyTorch is loaded in a new trainer process, before it trains by gradients."
+        ),
         "trained": Event(
             "An update for the open round is computed and offered to the coordinator."
         ),
