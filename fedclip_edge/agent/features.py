@@ -18,7 +18,6 @@ from fedclip_edge.agent.encoding import Encode, Encoded
 from fedclip_edge.agent.grouping import groups_of, warn_of_near_copies
 from fedclip_edge.agent.label_store import labels_in
 from fedclip_edge.config.agent import AgentConfig
-from fedclip_edge.errors import DataError
 from fedclip_edge.processes.systemd import SYSTEMD
 from fedclip_edge.records import I64, Features
 from fedclip_edge.vision.bundle import Bundle, key_of
@@ -86,8 +85,8 @@ def prepare_pictures(
     `before`, that is returned.
 
     `progress` is called after each batch with two counts of distinct pictures: those with features
-    so far, and all. Raises DataError if the picture folder or the cache cannot be used, or if a
-    role of the device has no pictures; errors of `encode` are passed on.
+    so far, and all. Raises DataError if the picture folder or the cache cannot be used; errors of
+    `encode` are passed on.
     """
     index = index or PictureIndex()
     inbox = None if config.inbox is None else config.inbox.folder
@@ -121,7 +120,6 @@ def prepare_pictures(
     _log_left_out(config, left_out, its_split)
     for entry, more in _examples(labels.overruled):
         log.event("labels_disagree", picture=entry.path, reason=entry.reason, more=more)
-    _check_roles(config, sides)
     log.event(
         "features_ready",
         train=len(sides.train),
@@ -233,7 +231,7 @@ def _log_left_out(config: AgentConfig, left_out: LeftOut, sides: Split) -> None:
     for entry, more in _examples(left_out.skipped):
         log.event("picture_skipped", picture=entry.path, reason=entry.reason, more=more)
     if "evaluate" in config.roles:
-        for name in sides.classes_without_test:
+        for name in sides.classes_without_test if sides.test else ():
             log.event("class_without_test_pictures", class_name=name)
 
 
@@ -242,13 +240,3 @@ def _examples(entries: Sequence[Skipped]) -> Iterator[tuple[Skipped, int | None]
     some = examples(entries)
     for place, entry in enumerate(some, start=1):
         yield entry, (len(entries) - place or None) if place == len(some) else None
-
-
-def _check_roles(config: AgentConfig, sides: Sides) -> None:
-    """Raise DataError if a role of the device has no pictures."""
-    for side, role in (("train", "train"), ("test", "evaluate")):
-        if role in config.roles and not getattr(sides, side):
-            raise DataError(
-                f"{config.data.folder} has no readable {side} pictures, but device {config.id} "
-                f"has the role {role!r}; add pictures, or change the shares under [data]"
-            )
