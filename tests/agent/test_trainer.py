@@ -552,6 +552,19 @@ def test_a_device_without_enough_pictures_says_so_and_does_not_train(
     assert len(rows(tmp_path)) == 30
 
 
+def test_a_device_without_labelled_pictures_only_receives_models(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    none = of_classes([])
+    made = learner(tmp_path, replace(prepared(), train=none, validation=none, test=none))
+    assert (made.capabilities().roles, made.evaluates) == ((), False)
+    said = capsys.readouterr().out
+    assert 'not_training reason="no labelled picture is on the training side"' in said
+    assert 'not_evaluating reason="no labelled picture is on the test side"' in said
+    use(made, prepared())
+    assert (made.capabilities().roles, made.evaluates) == (("train", "evaluate"), True)
+
+
 def test_a_device_that_only_evaluates_withholds_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -722,7 +722,7 @@ def test_a_round_does_not_wait_for_who_has_lost_its_training_pictures(evaluates:
     lost, actions = step(half, Joined(B, False, evaluates), 5)
     repeated, more = step(lost, Tick(), 6)  # without B there was no quorum
     assert (*actions, *more)[-1] == Announce()
-    assert (repeated.attempt, repeated.cohort) == (1, {A})
+    assert (repeated.attempt, repeated.cohort) == (1, frozenset(A))
     _, actions = step(repeated, Tick(), 7)
     assert actions == (CloseRound(),)
 

@@ -139,9 +139,9 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "now on, and tells the coordinator how many it has.",
         ),
         "pictures_not_read": Event(
-            "The picture folder cannot be read again, or has no picture left to train on. The device "
-            "goes on with the pictures that it knows.",
-            "Add pictures, or correct what the reason names.",
+            "The picture folder cannot be read again. The device goes on with the pictures that it "
+            "knows.",
+            "Correct what the reason names.",
         ),
         "labels_disagree": Event(
             "A picture has two labels. The first in this order counts: a person, the manifest, the "
@@ -191,7 +191,13 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "Add pictures of these classes, or lower `min_per_class` in `agent.toml`.",
         ),
         "not_training": Event(
-            "This device sends no updates, because no class has enough pictures.",
+            "This device sends no updates, because no class has enough pictures. It still receives "
+            "the models of runs, and begins to train when it has enough.",
+            "Follow `hint`.",
+        ),
+        "not_evaluating": Event(
+            "This device evaluates no models, because it has no labelled picture on the test side. "
+            "It still receives the models of runs, and begins to evaluate when it has one.",
             "Follow `hint`.",
         ),
         "connected": Event(
