@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -55,6 +55,7 @@ class DevicePictures:
     skipped: int  # pictures, and folders of pictures, that could not be read
     encode_s: float  # seconds for all sides, including reads from the cache
     found: tuple[Picture, ...] = ()  # of all sides, as they were found in the folder
+    unlabelled: tuple[Picture, ...] = ()  # with and without features
 
     def labels(self, side: str) -> I64:
         """The labels, int64 (N,), of "train", "validation" or "test"."""
@@ -82,7 +83,7 @@ def prepare_pictures(
     """Find the device's pictures, and have `encode` put the features of new ones into the cache.
 
     With `index`, a file that has not changed is not read. If the folder still has the pictures of
-    `before`, that is returned.
+    `before`, that is returned; if only the unlabelled ones are others, it is returned with these.
 
     `progress` is called after each batch with two counts of distinct pictures: those with features
     so far, and all. Raises DataError if the picture folder or the cache cannot be used; errors of
@@ -94,7 +95,8 @@ def prepare_pictures(
     dataset = read_device(labels, inbox, index.hash_of)
     index.save()
     if before is not None and dataset.pictures == before.found:
-        return before
+        is_same = dataset.unlabelled == before.unlabelled
+        return before if is_same else replace(before, unlabelled=dataset.unlabelled)
     its_split = split(dataset, config.data, groups_of(config.data, dataset, index))
     wanted = Sides(
         its_split.train if "train" in config.roles else (),
@@ -103,7 +105,7 @@ def prepare_pictures(
     )
     distinct = {picture.hash: picture for picture in _all(wanted)}
     began = time.monotonic()
-    missing, damaged = _missing(config, bundle, distinct)
+    missing, damaged = missing_features(config, bundle, distinct)
     overall = _Overall(progress or _tell_nobody, len(distinct), len(missing))
     made = encode(missing, overall.tell) if missing else Encoded(0, {})
     encode_s = time.monotonic() - began
@@ -138,6 +140,7 @@ def prepare_pictures(
         skipped=len(left_out.skipped),
         encode_s=encode_s,
         found=dataset.pictures,
+        unlabelled=dataset.unlabelled,
     )
 
 
@@ -185,7 +188,7 @@ def _labels(pictures: Sequence[Picture]) -> I64:
     return np.array([picture.label for picture in pictures], np.int64)
 
 
-def _missing(
+def missing_features(
     config: AgentConfig, bundle: Bundle, pictures: Mapping[str, Picture]
 ) -> tuple[list[Picture], int]:
     """Find the pictures, by hash, that are not in the cache; and count damaged features."""

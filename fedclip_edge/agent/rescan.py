@@ -117,11 +117,13 @@ class Rescan:
             self._unread = ""
         if reading.is_away:
             session.publisher.publish_state(online=True)
-        if data is not self.trainer.data:
+        if data.found == self.trainer.data.found:
+            self.trainer.data = data  # it may have other unlabelled pictures
+            if not reading.is_away:
+                return
+        else:
             _log_change(self.trainer.data, data)
             self.trainer.use(data)
-        elif not reading.is_away:
-            return
         session.renew_capabilities(time.monotonic())
 
 

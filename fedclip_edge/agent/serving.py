@@ -16,6 +16,7 @@ from pathlib import Path
 
 from fedclip_edge import log
 from fedclip_edge.agent.answering import Outlets, start_answering
+from fedclip_edge.agent.backlog import Backlog
 from fedclip_edge.agent.broker_choice import BrokerChoice
 from fedclip_edge.agent.bundle_download import BundleDownload
 from fedclip_edge.agent.bundle_store import BundleStore
@@ -92,12 +93,14 @@ def serve(
     parts = contextlib.ExitStack()
     try:
         SYSTEMD.ready()  # encoding may take hours
-        trainer = rescan = None
+        trainer = rescan = backlog = None
         if bundle is not None:
             listeners = [early.tell, progress, None if box.monitor is None else box.monitor.tell]
             watch = parts.enter_context(watched(config, bundle))
             with_provider = replace(box, config=_with_provider(box, bundle))
-            trainer, rescan = _prepare(with_provider, bundle, watch, duties, _each(listeners))
+            trainer, rescan, backlog = _prepare(
+                with_provider, bundle, watch, duties, _each(listeners)
+            )
         attempts, has_connected = 0, False  # attempts in a row that failed
         while True:
             try:
@@ -136,6 +139,7 @@ def serve(
                 session,
                 once=once,
                 rescan=rescan,
+                backlog=backlog,
                 has_other_bundle=functools.partial(
                     _has_other_bundle, session, box.store, chosen_at
                 ),
@@ -155,8 +159,8 @@ def serve(
 
 def _prepare(
     box: Box, bundle: Bundle, watch: FolderWatch, duties: Duties, progress: Progress
-) -> tuple[LocalTrainer, Rescan]:
-    """Have the device's pictures encoded; return the learner, and the rescans of the folder."""
+) -> tuple[LocalTrainer, Rescan, Backlog]:
+    """Have the device's pictures encoded; return the learner, the rescans and the backlog."""
     config, cache = box.config, box.config.state_dir / CACHE
     encoder = EncoderProcess(box.children, bundle, config.encoder, cache)
     encoder.between = duties.look
@@ -170,7 +174,8 @@ def _prepare(
     work = TrainerProcess(box.children, config, bundle, data.sides)
     duties.watch(work.worker)
     trainer = LocalTrainer(config, bundle.classes, bundle.manifest.dim, data, _no_traffic, work)
-    return trainer, Rescan(config, bundle, encoder.encode, trainer, watch, time.monotonic())
+    rescan = Rescan(config, bundle, encoder.encode, trainer, watch, time.monotonic())
+    return trainer, rescan, Backlog(config, bundle, trainer, encoder)
 
 
 def _has_other_bundle(session: Session, store: BundleStore, chosen_at: int) -> bool:

@@ -89,7 +89,8 @@ class LocalTrainer:
         if trains and shared.train.any():
             roles.append("train")
         elif trains:
-            log.event("not_training", **self._reason_not_to_train())
+            reason, hint = self._reason_not_to_train()
+            log.event("not_training", reason=reason, hint=hint)
         if self.evaluates and self.config.reports:
             roles.append("evaluate")
         elif "evaluate" in self.config.roles and not self.evaluates:
@@ -114,17 +115,17 @@ class LocalTrainer:
             version=__version__,
         )
 
-    def _reason_not_to_train(self) -> dict[str, str]:
-        """The reason why this device trains on nothing now, and what to do, for the log."""
+    def _reason_not_to_train(self) -> tuple[str, str]:
+        """The reason why this device trains on nothing now, and what to do."""
         if not self.data.sides.train:
-            return {
-                "reason": "no labelled picture is on the training side",
-                "hint": "label pictures, or raise the share 'train' under [data] in agent.toml",
-            }
-        return {
-            "reason": f"no class has {self.config.min_per_class} pictures to train on",
-            "hint": "add pictures, or lower min_per_class in agent.toml",
-        }
+            return (
+                "no labelled picture is on the training side",
+                "label pictures, or raise the share 'train' under [data] in agent.toml",
+            )
+        return (
+            f"no class has {self.config.min_per_class} pictures to train on",
+            "add pictures, or lower min_per_class in agent.toml",
+        )
 
     def _by_class(self, shared: Numbers) -> dict[str, tuple[int, ...]]:
         """Count the pictures of each class on each side; none if a hello cannot hold so many."""

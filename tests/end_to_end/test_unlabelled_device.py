@@ -46,13 +46,15 @@ def test_it_answers_receives_models_and_trains_once_a_picture_has_a_label(
             wait_until(lambda: bool(answers()), name)
             return answers()[0]
 
+        Image.fromarray(np.full((40, 40, 3), 7, np.uint8)).save(inbox / "old.png")
         site.start("agent", new, "--json", log="new")
         wait_until(lambda: bool(heard("new", "connected")), "the device without labels")
         reasons = [one["reason"] for one in heard("new", "not_training")]
         assert reasons == ["no labelled picture is on the training side"]
         assert len(heard("new", "not_evaluating")) == 1
+        wait_until(lambda: bool(heard("new", "unlabelled_encoded", total=1)), "the old picture")
         assert answer_to("first.png")["model"] == "zero-shot"
-        fleet = site.write_fleet(1, 2, method="ridge", extra='[schedule]\nevery = "1s"\n')
+        fleet = site.write_fleet(1, 1, method="ridge", extra='[schedule]\nevery = "1s"\n')
         site.start("serve", fleet, "--json", log="serve")
         site.start("agent", north, "--json", log="north")
         wait_until(lambda: bool(heard("new", "answering_with", model="fleet")), "the fleet's model")
@@ -65,3 +67,4 @@ def test_it_answers_receives_models_and_trains_once_a_picture_has_a_label(
         wait_until(lambda: bool(heard("new", "trained")), "training on the first labels")
         wait_until(lambda: bool(heard("new", "evaluated")), "an evaluation on the first labels")
         assert not heard("new", "worker_died")
+        assert "old.png" not in (new.parent / "state" / "answers.jsonl").read_text()

@@ -195,6 +195,15 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "the models of runs, and begins to train when it has enough.",
             "Follow `hint`.",
         ),
+        "unlabelled_encoded": Event(
+            "Unlabelled pictures that were there at the first start have got their features, for "
+            "`fedclip-edge review`. Written at the end, and at most every 30 s before.",
+        ),
+        "unlabelled_not_encoded": Event(
+            "Unlabelled pictures have no features yet, for the reason named. The agent tries again "
+            "after a minute.",
+            "Follow the reason.",
+        ),
         "not_evaluating": Event(
             "This device evaluates no models, because it has no labelled picture on the test side. "
             "It still receives the models of runs, and begins to evaluate when it has one.",
