@@ -27,6 +27,7 @@ from typing import Any
 
 from fedclip_edge import log
 from fedclip_edge.errors import WorkerError
+from fedclip_edge.processes import heap
 from fedclip_edge.processes.children import Children
 
 IDLE_S = 60.0
@@ -123,6 +124,7 @@ class Worker:
             child, self._child = self._child, None
             child.connection.close()
             self.children.end(child.process)
+            heap.trim()  # what it sent and was sent; the parent may now wait for days
 
     def _tried(
         self,

@@ -17,7 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from in_memory import ENCODER, Fleet, class_texts, features
-from local_trainer import local_trainer, pictures_of, use, work_of
+from local_trainer import Here, local_trainer, pictures_of, use, work_of
 from opened import opened
 
 from fedclip_edge import __version__
@@ -561,8 +561,8 @@ def test_a_device_without_labelled_pictures_only_receives_models(
     said = capsys.readouterr().out
     assert 'not_training reason="no labelled picture is on the training side"' in said
     assert 'not_evaluating reason="no labelled picture is on the test side"' in said
-    made.work.use = lambda _: None  # type: ignore[method-assign]
-    made.use(pictures_of(prepared()))
+    with mock.patch.object(Here, "use"):
+        made.use(pictures_of(prepared()))
     assert (made.capabilities().roles, made.evaluates) == (("train", "evaluate"), True)
 
 
