@@ -162,7 +162,8 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "A picture folder is missing, suddenly empty, or on another file system without any of "
             "the known pictures, as if its share was not mounted. Its `pictures` stay in use. Written "
             "once; `folder_back` follows.",
-            "Mount the share. If the folder is right as it is, restart the agent.",
+            "Mount the share, or put pictures into the folder. If the other file system is right, "
+            "restart the agent.",
         ),
         "folder_back": Event("The picture folder is there again; it is searched for changes."),
         "folder_searched": Event(
