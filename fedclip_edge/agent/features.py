@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -18,7 +18,6 @@ from fedclip_edge.agent.encoding import Encode, Encoded
 from fedclip_edge.agent.grouping import groups_of, warn_of_near_copies
 from fedclip_edge.agent.label_store import labels_in
 from fedclip_edge.config.agent import AgentConfig
-from fedclip_edge.errors import DataError
 from fedclip_edge.processes.systemd import SYSTEMD
 from fedclip_edge.records import I64, Features
 from fedclip_edge.vision.bundle import Bundle, key_of
@@ -56,6 +55,7 @@ class DevicePictures:
     skipped: int  # pictures, and folders of pictures, that could not be read
     encode_s: float  # seconds for all sides, including reads from the cache
     found: tuple[Picture, ...] = ()  # of all sides, as they were found in the folder
+    unlabelled: tuple[Picture, ...] = ()  # with and without features
 
     def labels(self, side: str) -> I64:
         """The labels, int64 (N,), of "train", "validation" or "test"."""
@@ -83,11 +83,11 @@ def prepare_pictures(
     """Find the device's pictures, and have `encode` put the features of new ones into the cache.
 
     With `index`, a file that has not changed is not read. If the folder still has the pictures of
-    `before`, that is returned.
+    `before`, that is returned; if only the unlabelled ones are others, it is returned with these.
 
     `progress` is called after each batch with two counts of distinct pictures: those with features
-    so far, and all. Raises DataError if the picture folder or the cache cannot be used, or if a
-    role of the device has no pictures; errors of `encode` are passed on.
+    so far, and all. Raises DataError if the picture folder or the cache cannot be used; errors of
+    `encode` are passed on.
     """
     index = index or PictureIndex()
     inbox = None if config.inbox is None else config.inbox.folder
@@ -95,7 +95,8 @@ def prepare_pictures(
     dataset = read_device(labels, inbox, index.hash_of)
     index.save()
     if before is not None and dataset.pictures == before.found:
-        return before
+        is_same = dataset.unlabelled == before.unlabelled
+        return before if is_same else replace(before, unlabelled=dataset.unlabelled)
     its_split = split(dataset, config.data, groups_of(config.data, dataset, index))
     wanted = Sides(
         its_split.train if "train" in config.roles else (),
@@ -104,7 +105,7 @@ def prepare_pictures(
     )
     distinct = {picture.hash: picture for picture in _all(wanted)}
     began = time.monotonic()
-    missing, damaged = _missing(config, bundle, distinct)
+    missing, damaged = missing_features(config, bundle, distinct)
     overall = _Overall(progress or _tell_nobody, len(distinct), len(missing))
     made = encode(missing, overall.tell) if missing else Encoded(0, {})
     encode_s = time.monotonic() - began
@@ -121,7 +122,6 @@ def prepare_pictures(
     _log_left_out(config, left_out, its_split)
     for entry, more in _examples(labels.overruled):
         log.event("labels_disagree", picture=entry.path, reason=entry.reason, more=more)
-    _check_roles(config, sides)
     log.event(
         "features_ready",
         train=len(sides.train),
@@ -140,6 +140,7 @@ def prepare_pictures(
         skipped=len(left_out.skipped),
         encode_s=encode_s,
         found=dataset.pictures,
+        unlabelled=dataset.unlabelled,
     )
 
 
@@ -187,7 +188,7 @@ def _labels(pictures: Sequence[Picture]) -> I64:
     return np.array([picture.label for picture in pictures], np.int64)
 
 
-def _missing(
+def missing_features(
     config: AgentConfig, bundle: Bundle, pictures: Mapping[str, Picture]
 ) -> tuple[list[Picture], int]:
     """Find the pictures, by hash, that are not in the cache; and count damaged features."""
@@ -233,7 +234,7 @@ def _log_left_out(config: AgentConfig, left_out: LeftOut, sides: Split) -> None:
     for entry, more in _examples(left_out.skipped):
         log.event("picture_skipped", picture=entry.path, reason=entry.reason, more=more)
     if "evaluate" in config.roles:
-        for name in sides.classes_without_test:
+        for name in sides.classes_without_test if sides.test else ():
             log.event("class_without_test_pictures", class_name=name)
 
 
@@ -242,13 +243,3 @@ def _examples(entries: Sequence[Skipped]) -> Iterator[tuple[Skipped, int | None]
     some = examples(entries)
     for place, entry in enumerate(some, start=1):
         yield entry, (len(entries) - place or None) if place == len(some) else None
-
-
-def _check_roles(config: AgentConfig, sides: Sides) -> None:
-    """Raise DataError if a role of the device has no pictures."""
-    for side, role in (("train", "train"), ("test", "evaluate")):
-        if role in config.roles and not getattr(sides, side):
-            raise DataError(
-                f"{config.data.folder} has no readable {side} pictures, but device {config.id} "
-                f"has the role {role!r}; add pictures, or change the shares under [data]"
-            )

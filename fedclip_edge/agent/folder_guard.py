@@ -47,7 +47,7 @@ class FolderGuard:
         except OSError as error:
             return f"it cannot be read: {error.strerror or error}"
         if is_empty and not self.may_be_empty and self.known():
-            return "it is empty; if that is right, restart the agent"
+            return "it is empty, but pictures were known in it; mount it, or put pictures into it"
         if self._device not in (None, device):
             some = list(itertools.islice(self.known(), _TRIED))
             if some and not any(map(os.path.exists, some)):

@@ -48,5 +48,9 @@ class Learner(Protocol):
         """
 
     @property
+    def evaluates(self) -> bool:
+        """True if the device has the role "evaluate", and pictures to evaluate on now."""
+
+    @property
     def busy_s(self) -> float:
         """Seconds spent in `fit` and `evaluate` so far."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from fedclip_edge import log
+from fedclip_edge.agent.backlog import Backlog
 from fedclip_edge.agent.broker_choice import BrokerChoice
 from fedclip_edge.agent.rescan import Rescan
 from fedclip_edge.agent.session import Session
@@ -27,6 +28,7 @@ def loop(
     *,
     once: bool,
     rescan: Rescan | None = None,
+    backlog: Backlog | None = None,
     begins_again: Callable[[], bool] = lambda: False,
     duties: Callable[[], None] = _nothing,
     choice: BrokerChoice | None = None,
@@ -40,7 +42,8 @@ def loop(
     `once` that raises RefusedError.
 
     `duties` is called in each turn. It is what the agent does beside its part in the run, and the
-    caller has it called also while a child process works (`serving.py`).
+    caller has it called also while a child process works (`serving.py`). `backlog` has its turn
+    when the session has nothing to do.
 
     Events come first because they may make work unnecessary. At most _EVENTS_AT_ONCE are handled
     before each piece of work, so that an endless stream of messages cannot block the work.
@@ -64,6 +67,8 @@ def loop(
                 f"{session.config.id} cannot take part in the run: {session.standby.reason}"
             )
         duties()
+        if backlog is not None and not worked and not session.paused:
+            worked = backlog.look(time.monotonic())
         if SYSTEMD.listens:
             SYSTEMD.status(_status(session))
         if session.finished:

@@ -22,6 +22,7 @@ class NoBundle:
 
     config: AgentConfig
     busy_s: float = 0.0
+    evaluates: bool = False
 
     def capabilities(self) -> Capabilities:
         return Capabilities(

@@ -54,10 +54,11 @@ def run(
     only evaluates, or that allows only methods in closed form, never needs it.
 
     Raises ConfigError if a file or a setting is wrong; BundleError if the bundle cannot be used;
-    DataError if a role has no pictures; LinkError if no broker answers the first connection, but
-    not if the link breaks later; RefusedError if the broker or the coordinator refuses this device
-    permanently; DiskError if a file in state_dir cannot be written; WorkerError if the encoder's
-    process dies; ModuleNotFoundError if torch or prometheus-client is needed and not installed.
+    DataError if the picture folder cannot be used; LinkError if no broker answers the first
+    connection, but not if the link breaks later; RefusedError if the broker or the coordinator
+    refuses this device permanently; DiskError if a file in state_dir cannot be written; WorkerError
+    if the encoder's process dies; ModuleNotFoundError if torch or prometheus-client is needed and
+    not installed.
     """
     check_torch(config)  # before the pictures are encoded, which may take hours
     check_own_certificate(config.broker.certificate, config.id, config.fleet)

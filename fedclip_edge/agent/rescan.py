@@ -4,8 +4,9 @@ Laws:
 - The folder is read again when a run opens, before the device trains in it, and every RESCAN_S
   while no round is open. So every run uses the pictures that exist when it opens.
 - If the pictures have changed, the device says hello again: its capabilities name their numbers.
-- While a folder is away (`folder_guard.py`), or has no picture left to train on, the device goes on
-  with the pictures that it knows, and says so once.
+- A device without labelled pictures takes part in runs too: it only receives their models.
+- While a folder is away (`folder_guard.py`) or cannot be read, the device goes on with the pictures
+  that it knows, and says so once.
 """
 
 from __future__ import annotations
@@ -121,11 +122,13 @@ class Rescan:
             self._unread = ""
         if reading.is_away and not session.paused:
             session.publisher.publish_state(online=True)
-        if data is not self.trainer.data:
+        if data.found == self.trainer.data.found:
+            self.trainer.data = data  # it may have other unlabelled pictures
+            if not reading.is_away:
+                return
+        else:
             _log_change(self.trainer.data, data)
             self.trainer.use(data)
-        elif not reading.is_away:
-            return
         session.renew_capabilities(time.monotonic())
 
 

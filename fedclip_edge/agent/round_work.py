@@ -65,7 +65,7 @@ class RoundWork:
 
         Raises the errors of `Learner.evaluate`.
         """
-        if "evaluate" not in self.config.roles or manifest.phase == "gathering":
+        if not self.learner.evaluates or manifest.phase == "gathering":
             return False  # the work begins with the first round
         if self.handshake.is_alone and manifest.phase != "done":
             return False  # the report would be lost: only the last one is sent again

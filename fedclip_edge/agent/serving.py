@@ -16,6 +16,7 @@ from pathlib import Path
 
 from fedclip_edge import log
 from fedclip_edge.agent.answering import Outlets, start_answering
+from fedclip_edge.agent.backlog import Backlog
 from fedclip_edge.agent.broker_choice import BrokerChoice
 from fedclip_edge.agent.bundle_download import BundleDownload
 from fedclip_edge.agent.bundle_store import BundleStore
@@ -103,12 +104,14 @@ def serve(
     parts = contextlib.ExitStack()
     try:
         SYSTEMD.ready()  # encoding may take hours
-        trainer = rescan = None
+        trainer = rescan = backlog = None
         if bundle is not None:
             listeners = [early.tell, progress, None if box.monitor is None else box.monitor.tell]
             watch = parts.enter_context(watched(config, bundle))
             chosen = _with_provider(box, bundle)
-            trainer, rescan = _prepare(box, chosen, bundle, watch, duties, _each(listeners))
+            trainer, rescan, backlog = _prepare(
+                box, chosen, bundle, watch, duties, _each(listeners)
+            )
         attempts, has_connected = 0, False  # attempts in a row that failed
         while True:
             try:
@@ -149,6 +152,7 @@ def serve(
                 session,
                 once=once,
                 rescan=rescan,
+                backlog=backlog,
                 begins_again=functools.partial(_begins_again, box, session, chosen_at),
                 duties=duties.look,
                 choice=box.choice,
@@ -171,8 +175,8 @@ def _prepare(
     watch: FolderWatch,
     duties: Duties,
     progress: Progress,
-) -> tuple[LocalTrainer, Rescan]:
-    """Have the device's pictures encoded; return the learner, and the rescans of the folder.
+) -> tuple[LocalTrainer, Rescan, Backlog]:
+    """Have the device's pictures encoded; return the learner, the rescans and the backlog.
 
     `config` has the provider that was chosen.
     """
@@ -190,7 +194,8 @@ def _prepare(
     duties.watch(work.worker)
     trainer = LocalTrainer(config, bundle.classes, bundle.manifest.dim, data, _no_traffic, work)
     duties.quota = CacheQuota(cache, features.feature_key, limits, trainer.needed)
-    return trainer, Rescan(config, bundle, encoder.encode, trainer, watch, time.monotonic())
+    rescan = Rescan(config, bundle, encoder.encode, trainer, watch, time.monotonic())
+    return trainer, rescan, Backlog(config, bundle, trainer, encoder)
 
 
 def _prepared(

@@ -273,7 +273,7 @@ class Session:
             # and any chunks sent to it earlier. So it requests all missing chunks immediately.
             self.download.expect(manifest, now, missed=is_answer)
         if manifest.phase == "done" and (
-            "evaluate" not in self.config.roles or self.evaluation_queue.is_over(manifest)
+            not self.work.learner.evaluates or self.evaluation_queue.is_over(manifest)
         ):
             self._finish()
 

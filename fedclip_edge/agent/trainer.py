@@ -68,6 +68,11 @@ class LocalTrainer:
     _shared: Numbers | None = None  # for the floor of the last plan
     _scheduled: Schedule | None = None  # of the last plan
 
+    @property
+    def evaluates(self) -> bool:
+        """True if the device has the role "evaluate", and test pictures now."""
+        return bool(self.data.sides.test)
+
     def use(self, data: DevicePictures) -> None:
         """Train and evaluate on other pictures from now on."""
         self.data, self._shared = data, None
@@ -84,13 +89,16 @@ class LocalTrainer:
         if trains and shared.train.any():
             roles.append("train")
         elif trains:
-            log.event(
-                "not_training",
-                reason=f"no class has {self.config.min_per_class} pictures to train on",
-                hint="add pictures, or lower min_per_class in agent.toml",
-            )
-        if "evaluate" in self.config.roles and self.config.reports:
+            reason, hint = self._reason_not_to_train()
+            log.event("not_training", reason=reason, hint=hint)
+        if self.evaluates and self.config.reports:
             roles.append("evaluate")
+        elif "evaluate" in self.config.roles and not self.evaluates:
+            log.event(
+                "not_evaluating",
+                reason="no labelled picture is on the test side",
+                hint="label pictures, or raise the share 'test' under [data] in agent.toml",
+            )
         return Capabilities(
             roles=tuple(roles),
             methods=allowed_methods(self.config),
@@ -105,6 +113,18 @@ class LocalTrainer:
             ),
             provider=self.config.encoder.label,
             version=__version__,
+        )
+
+    def _reason_not_to_train(self) -> tuple[str, str]:
+        """The reason why this device trains on nothing now, and what to do."""
+        if not self.data.sides.train:
+            return (
+                "no labelled picture is on the training side",
+                "label pictures, or raise the share 'train' under [data] in agent.toml",
+            )
+        return (
+            f"no class has {self.config.min_per_class} pictures to train on",
+            "add pictures, or lower min_per_class in agent.toml",
         )
 
     def _by_class(self, shared: Numbers) -> dict[str, tuple[int, ...]]:

@@ -71,7 +71,7 @@ def device_text(found: Mapping[str, Any], row: Mapping[str, Any], stream: TextIO
         ("state", ": ".join(filter(None, (row["state"], row["detail"])))),
         ("last seen", _ago(row["seen_s"])),
         ("domain", row["domain"]),
-        ("roles", ", ".join(row["roles"])),
+        ("roles", _roles(row)),
         ("provider", row["provider"] or ""),
         ("version", _version(row["version"], found["version"])),
         ("bundle", _bundle(row, ours)),
@@ -86,6 +86,12 @@ def device_text(found: Mapping[str, Any], row: Mapping[str, Any], stream: TextIO
     lines = [row["id"], facts_text([fact for fact in facts if fact[1]], width_of(stream))]
     by_class = class_table([row], found["classes"], stream)
     return "\n".join(lines + (["", by_class] if by_class else []))
+
+
+def _roles(row: Mapping[str, Any]) -> str:
+    if row["pictures"] is not None and not row["roles"]:
+        return "none now: it only receives models"
+    return ", ".join(row["roles"])
 
 
 def class_table(rows: Sequence[Mapping[str, Any]], classes: Sequence[str], stream: TextIO) -> str:

@@ -62,8 +62,7 @@ def all_refused(state: RoundState) -> bool:
 
 def unseen(state: RoundState) -> frozenset[str]:
     """The enrolled devices that have not said hello in this run: each may be a training device."""
-    seen = state.trainers | state.evaluators | state.absent | state.away_since.keys()
-    return state.enrolled - seen
+    return state.enrolled - state.online - state.absent - state.away_since.keys()
 
 
 def is_pausing(state: RoundState, now: float) -> bool:
@@ -79,7 +78,13 @@ def pause_s(state: RoundState) -> float:
 
 def waiting(state: RoundState, now: float) -> frozenset[str]:
     """The devices of the cohort that may still contribute in this attempt."""
-    return state.cohort - state.kept.keys() - state.rejected - given_up(state, now)
+    return unanswered(state) - state.rejected - given_up(state, now)
+
+
+def unanswered(state: RoundState) -> frozenset[str]:
+    """The devices of the cohort without a kept contribution, unless they cannot train any more."""
+    idle = state.online - state.trainers - state.away_since.keys()
+    return state.cohort - state.kept.keys() - idle
 
 
 def reason_to_wait(state: RoundState, now: float) -> Waiting | None:
@@ -92,7 +97,7 @@ def reason_to_wait(state: RoundState, now: float) -> Waiting | None:
     if state.phase == "gathering":
         absent = state.absent
         if is_first_opening(state):
-            absent |= state.invited - state.trainers - state.evaluators
+            absent |= state.invited - state.online
         counted = counted_in(state)
         if is_pausing(state, now):
             counted -= state.refused
@@ -139,10 +144,10 @@ def departed(state: RoundState, device: str, now: float) -> Mapping[str, tuple[f
 def absent(state: RoundState, devices: Collection[str]) -> frozenset[str]:
     """Those of `devices` that took no part in the open round, because they are away or were late.
 
-    A device is not absent if its contribution was refused, or if it is online and only evaluates.
+    A device is not absent if its contribution was refused, or if it is online and does not train.
     """
     late = state.cohort & state.trainers
-    here = (state.trainers | state.evaluators) - late
+    here = state.online - late
     return frozenset(devices) - state.kept.keys() - state.rejected - here
 
 

@@ -4,7 +4,7 @@ Laws:
 - The first round opens once `devices` training devices are online. A later attempt or round needs
   the quorum of `devices`, or of the training devices that still count if they are fewer. With
   enough of them it waits for those that have just gone away, until `grace_s` after `gathering`
-  began. It never waits for devices that only evaluate.
+  began. It never waits for devices without the role "train".
 - So if one training device stays online whose contributions are accepted, a later round opens
   after LEFT_OUT_AFTER deadlines of `gathering` at the latest, counted from its hello.
 - While the run is paused, no round opens and nobody misses a deadline of `gathering`. An open round
@@ -78,10 +78,7 @@ def open_if_enough(state: RoundState, now: float) -> Step:
     """Open the round, with an Announce, if enough devices are online."""
     if state.paused:
         return state, ()
-    if (
-        attendance.is_first_opening(state)
-        and not state.invited <= state.trainers | state.evaluators
-    ):
+    if attendance.is_first_opening(state) and not state.invited <= state.online:
         return state, ()
     if not attendance.is_enough(state) or attendance.is_pausing(state, now):
         return state, ()

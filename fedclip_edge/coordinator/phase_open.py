@@ -114,7 +114,7 @@ def close_if_complete(state: RoundState, now: float) -> Step:
         awaited -= state.left_out
     elif state.is_vote:
         # There is no second attempt, so devices that are away may come back until the deadline.
-        awaited = state.cohort - state.kept.keys() - state.rejected - state.left_out
+        awaited = attendance.unanswered(state) - state.rejected - state.left_out
     elif not attendance.is_enough(state):
         awaited = waiting  # the round could not open again without them
     if awaited and not is_late:

@@ -72,11 +72,14 @@ def step(state: RoundState, event: Event, now: float) -> Step:
 
 
 def _join(state: RoundState, event: Joined, now: float) -> Step:
-    trainers, evaluators = state.trainers - {event.device}, state.evaluators - {event.device}
+    device = frozenset({event.device})
     state = replace(
         state,
-        trainers=trainers | {event.device} if event.trains else trainers,
-        evaluators=evaluators | {event.device} if event.evaluates else evaluators,
+        trainers=state.trainers | device if event.trains else state.trainers - device,
+        evaluators=state.evaluators | device if event.evaluates else state.evaluators - device,
+        receivers=state.receivers - device
+        if event.trains or event.evaluates
+        else state.receivers | device,
         absent=state.absent - {event.device},
         away_since={d: t for d, t in state.away_since.items() if d != event.device},
         heard=state.heard | {event.device},
@@ -86,6 +89,7 @@ def _join(state: RoundState, event: Joined, now: float) -> Step:
 
 def _leave(state: RoundState, event: Left, now: float) -> Step:
     device = event.device
+    state = replace(state, receivers=state.receivers - {device})
     is_here = device in state.trainers | state.evaluators
     if event.for_good:
         if not is_here and device not in state.away_since.keys() | state.absent:

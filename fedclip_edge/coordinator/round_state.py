@@ -30,6 +30,7 @@ class RoundState:
     again_at: float = -math.inf  # devices that were refused open no other attempt before this time
     trainers: frozenset[str] = frozenset()  # online, with the role "train"
     evaluators: frozenset[str] = frozenset()  # online, with the role "evaluate"
+    receivers: frozenset[str] = frozenset()  # online, without a role: they only receive models
     absent: frozenset[str] = frozenset()  # offline, with the role "train" as far as is known
     # Time since which each device has been offline; -inf for one that is not admitted any more.
     away_since: Mapping[str, float] = field(default_factory=dict)
@@ -49,6 +50,11 @@ class RoundState:
     heard: frozenset[str] = frozenset()  # sent a hello, a want or a report in this attempt
     reminded: int = 0  # times that silent devices got the manifest again in this attempt
     reported: frozenset[str] = frozenset()  # devices that evaluated the last model
+
+    @property
+    def online(self) -> frozenset[str]:
+        """The devices that are online."""
+        return self.trainers | self.evaluators | self.receivers
 
     @property
     def is_vote(self) -> bool:

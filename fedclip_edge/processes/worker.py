@@ -29,6 +29,7 @@ from typing import Any
 
 from fedclip_edge import log
 from fedclip_edge.errors import WorkerError
+from fedclip_edge.processes import heap
 from fedclip_edge.processes.child_limits import ChildLimits, memory_mb_of
 from fedclip_edge.processes.children import Children, how_it_ended
 
@@ -143,6 +144,7 @@ class Worker:
             child.go_on()  # a stopped process does not see SIGTERM
             child.connection.close()
             self.children.end(child.process)
+            heap.trim()  # what it sent and was sent; the parent may now wait for days
 
     def _tried(
         self,

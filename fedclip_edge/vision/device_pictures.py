@@ -7,6 +7,8 @@ Laws:
   the class folders counts if a label from elsewhere names a picture in it. Otherwise it is left out
   and listed, because its name may be a misspelt class.
 - A label that does not count is listed, and so are two labels that disagree.
+- A device may have no picture yet: an empty folder, or one with empty class folders, is no error.
+  It is one if something lies there that a person must have meant as pictures, and none can be used.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ def read_device(
     The pictures of the class folders come first, in the order of `read_folder`; the others follow
     in the order of the search.
 
-    Raises DataError as `Labels.refresh` does, and as `read_folder` does if there is no picture.
+    Raises DataError as `Labels.refresh` does. If no picture can be used, it raises DataError as
+    `read_folder` does for a folder that is missing or cannot be read, for pictures in folders that
+    are not named after a class, and for those that cannot be read.
     """
     labels.refresh()
     folder, classes = labels.folder, labels.classes
@@ -40,6 +44,7 @@ def read_device(
     reading.add(dataset.pictures)
     reading.add_files(class_folders.pictures)
     used = set(class_folders.pictures)
+    has_unused = False
     others = dataset.left_out.others
     for entry in class_folders.unknown:
         if inbox is not None and entry.samefile(inbox):
@@ -49,12 +54,15 @@ def read_device(
         if reading.add_folder(inside, is_welcome=False):
             used.add(entry)
             others += inside.left_out.others
+        else:
+            has_unused |= bool(inside.pictures or inside.left_out.skipped)
     if inbox is not None:
         inside = find_pictures(inbox)
         reading.add_folder(inside, is_welcome=True)
         others += inside.left_out.others
         reading.skipped += inside.left_out.skipped
-    if not reading.labelled and not reading.unlabelled:
+    has_unused |= bool(reading.skipped or dataset.left_out.skipped)
+    if has_unused and not reading.labelled and not reading.unlabelled:
         return read_folder(folder, classes, hash_of)  # it raises the reason
     left_out = dataset.left_out
     return Dataset(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
@@ -236,12 +237,33 @@ def test_who_evaluates_nothing_misses_no_test_pictures(
     ("role", "shares", "side"),
     [("train", (1e-9, 0.0, 1 - 1e-9), "train"), ("evaluate", (0.8, 0.2, 0.0), "test")],
 )
-def test_a_role_without_a_picture_ends_with_what_to_change(
+def test_a_role_may_have_no_picture(
     site: Path, random_bundle: Bundle, role: Role, shares: tuple[float, float, float], side: str
 ) -> None:
-    said = f"pictures has no readable {side} pictures, .* has the role '{role}'; add pictures"
-    with pytest.raises(DataError, match=said):
-        prepare(config(site, (role,), shares), random_bundle)
+    made = prepare(config(site, (role,), shares), random_bundle)
+    assert len(getattr(made, side)) == 0
+
+
+def test_a_device_may_have_no_picture_or_only_unlabelled_ones(
+    site: Path, random_bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    some = next((site / "pictures").rglob("*.png")).read_bytes()
+    shutil.rmtree(site / "pictures")
+    (site / "pictures" / random_bundle.classes.names[0]).mkdir(parents=True)
+    assert [len(side) for side in all_of(prepare(config(site), random_bundle))] == [0, 0, 0]
+    (site / "pictures" / "new.png").write_bytes(some)
+    assert [len(side) for side in all_of(prepare(config(site), random_bundle))] == [0, 0, 0]
+    assert "train=0 test=0 encoded=0 cached=0 skipped=0 unlabelled=1" in capsys.readouterr().out
+
+
+def test_pictures_that_can_only_be_there_by_mistake_are_named(
+    site: Path, random_bundle: Bundle
+) -> None:
+    first = random_bundle.classes.names[0]
+    for folder in (site / "pictures").iterdir():
+        folder.rename(folder.with_name(f"{folder.name}x"))
+    with pytest.raises(DataError, match=f"did you mean '{first}'"):
+        prepare(config(site), random_bundle)
 
 
 def test_progress_counts_the_pictures_of_all_sides(site: Path, random_bundle: Bundle) -> None:

@@ -17,7 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from in_memory import ENCODER, Fleet, class_texts, features
-from local_trainer import local_trainer, use, work_of
+from local_trainer import Here, local_trainer, pictures_of, use, work_of
 from opened import opened
 
 from fedclip_edge import __version__
@@ -550,6 +550,20 @@ def test_a_device_without_enough_pictures_says_so_and_does_not_train(
     measured = made.evaluate(initial(), PLAN, final=True)
     assert "local" in measured.accuracy, "its own model may use all its pictures"
     assert len(rows(tmp_path)) == 30
+
+
+def test_a_device_without_labelled_pictures_only_receives_models(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    none = of_classes([])
+    made = learner(tmp_path, replace(prepared(), train=none, validation=none, test=none))
+    assert (made.capabilities().roles, made.evaluates) == ((), False)
+    said = capsys.readouterr().out
+    assert 'not_training reason="no labelled picture is on the training side"' in said
+    assert 'not_evaluating reason="no labelled picture is on the test side"' in said
+    with mock.patch.object(Here, "use"):
+        made.use(pictures_of(prepared()))
+    assert (made.capabilities().roles, made.evaluates) == (("train", "evaluate"), True)
 
 
 def test_a_device_that_only_evaluates_withholds_nothing(

@@ -392,6 +392,14 @@ ROWS: dict[str, Row] = {
          "gathering_since": 5, "again_at": 32.0},
         (Announce(),),
     ),
+    "open: nobody's can, and one of the enrolled devices only receives models": (
+        replace(OPEN, attempt=4, missed={A: 2, B: 2}, refused=BOTH, rejected=frozenset(A),
+                enrolled=frozenset((A, B, C)), receivers=frozenset(C)),
+        Rejected(B, 1), 5,
+        {"phase": "gathering", "attempt": 5, "rejected": BOTH, "deadline": 105.0,
+         "gathering_since": 5, "again_at": 32.0},
+        (Abandon(),),
+    ),
     "open: nobody's can, and all enrolled devices have been seen": (
         replace(OPEN, attempt=4, missed={A: 2, B: 2}, refused=BOTH, rejected=frozenset(A),
                 enrolled=frozenset((A, B, C)), away_since={C: -math.inf}),
@@ -470,7 +478,7 @@ ROWS: dict[str, Row] = {
         (Missed(B, "silent", False), Forget(B), Announce()),
     ),
     "open: the deadline, and too few are there": (
-        replace(HALF, kept={}, trainers=frozenset(A)), Tick(), 100,
+        replace(HALF, kept={}, trainers=frozenset(A), evaluators=frozenset(A)), Tick(), 100,
         {"phase": "gathering", "attempt": 1, "deadline": 200.0, "gathering_since": 100,
          "trainers": frozenset(), "evaluators": frozenset(), "absent": BOTH,
          "missed": {A: 1, B: 1}},
@@ -686,6 +694,39 @@ def test_the_first_round_waits_for_who_is_invited_by_name() -> None:
     assert (second.phase, second.round) == ("open", 2)
 
 
+def test_nothing_waits_for_who_only_receives_models() -> None:
+    state = replace(GATHERING, invited=frozenset(C))
+    received = after(state, Joined(C, False, False), Joined(A, True, True))
+    assert received.receivers == {C}
+    opened = after(received, Joined(B, True, True))
+    assert (opened.phase, opened.cohort) == ("open", BOTH)
+    second = after(opened, Arrived(A, 1, X), Arrived(B, 1, X), Closed())
+    assert (second.phase, second.round, second.cohort) == ("open", 2, BOTH)
+    gone, actions = step(second, Left(C, by_itself=True), 5)
+    assert (actions, gone.receivers, gone.away_since) == ((), frozenset(), {})
+    last, _ = step(after(gone, Arrived(A, 2, X), Arrived(B, 2, X)), Closed(), 5)
+    assert (last.phase, attendance.evaluating(last, 5)) == ("final", BOTH)
+
+
+def test_a_device_that_gets_its_first_label_trains_from_the_next_round_on() -> None:
+    opened = after(GATHERING, Joined(C, False, False), Joined(A, True, True), Joined(B, True, True))
+    labelled = after(opened, Joined(C, True, True))
+    assert (labelled.receivers, labelled.cohort) == (frozenset(), BOTH)
+    second = after(labelled, Arrived(A, 1, X), Arrived(B, 1, X), Closed())
+    assert second.cohort == frozenset("abc")
+
+
+@pytest.mark.parametrize("evaluates", [True, False])
+def test_a_round_does_not_wait_for_who_has_lost_its_training_pictures(evaluates: bool) -> None:
+    half = after(GATHERING, Joined(A, True, True), Joined(B, True, True), Arrived(A, 1, X))
+    lost, actions = step(half, Joined(B, False, evaluates), 5)
+    repeated, more = step(lost, Tick(), 6)  # without B there was no quorum
+    assert (*actions, *more)[-1] == Announce()
+    assert (repeated.attempt, repeated.cohort) == (1, frozenset(A))
+    _, actions = step(repeated, Tick(), 7)
+    assert actions == (CloseRound(),)
+
+
 def test_an_empty_cohort_draws_nobody_in() -> None:
     """After a restart all updates are kept already, so a new device is not asked to train."""
     rules = replace(RULES, cohort=2)
@@ -838,7 +879,7 @@ class Federation(RuleBasedStateMachine):
             assert action.left_out == (self.missed[device] == 2)
         assert self.state.left_out == {device for device, n in self.missed.items() if n >= 2}
 
-    @rule(device=DEVICES, roles=st.sampled_from([(True, True), (True, False), (False, True)]))
+    @rule(device=DEVICES, roles=st.tuples(st.booleans(), st.booleans()))
     def join(self, device: str, roles: tuple[bool, bool]) -> None:
         before = self.state
         (self.trains.add if roles[0] else self.trains.discard)(device)

@@ -12,12 +12,14 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from system import DEADLINE_S, of_process, running
 
 from fedclip_edge import log
 from fedclip_edge.errors import BundleError, ConfigError, DataError, DiskError, WorkerError
+from fedclip_edge.processes import heap
 from fedclip_edge.processes.child_limits import ChildLimits
 from fedclip_edge.processes.children import Children
 from fedclip_edge.processes.worker import PausedError, Worker
@@ -303,6 +305,14 @@ def test_it_ends_when_it_has_nothing_to_do_and_starts_again(children: Children) 
     assert worker.ask("add", 1) == 101
 
 
+def test_freed_memory_goes_back_when_the_child_ends(worker: Worker) -> None:
+    worker.ask("add", 1)
+    with mock.patch.object(heap, "trim") as trim:
+        worker.end()
+        worker.end()  # there is no child any more
+    assert trim.call_count == 1
+
+
 def test_the_child_itself_needs_no_heavy_module() -> None:
     code = "import sys, fedclip_edge.processes.worker_child; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -324,6 +334,7 @@ def test_other_threads_hold_up_no_start(worker: Worker) -> None:
 
 PARENT = """
 import os, sys
+from fedclip_edge.processes import heap
 from fedclip_edge.processes.children import Children
 from fedclip_edge.processes.worker import Worker
 worker = Worker(Children(), "desk", "test_worker:Desk", tuple)

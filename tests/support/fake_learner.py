@@ -37,6 +37,7 @@ class FakeLearner:
     methods: tuple[str, ...] = CAPABLE.methods
     pictures: Pictures = CAPABLE.pictures
     busy_s: float = 0.0
+    evaluates: bool = True
     fitted: list[float] = field(default_factory=list)
     # Model and whether it is the final one.
     evaluated: list[tuple[float, bool]] = field(default_factory=list)

@@ -139,9 +139,9 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "now on, and tells the coordinator how many it has.",
         ),
         "pictures_not_read": Event(
-            "The picture folder cannot be read again, or has no picture left to train on. The device "
-            "goes on with the pictures that it knows.",
-            "Add pictures, or correct what the reason names.",
+            "The picture folder cannot be read again. The device goes on with the pictures that it "
+            "knows.",
+            "Correct what the reason names.",
         ),
         "labels_disagree": Event(
             "A picture has two labels. The first in this order counts: a person, the manifest, the "
@@ -197,7 +197,8 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "A picture folder is missing, suddenly empty, or on another file system without any of "
             "the known pictures, as if its share was not mounted. Its `pictures` stay in use. Written "
             "once; `folder_back` follows.",
-            "Mount the share. If the folder is right as it is, restart the agent.",
+            "Mount the share, or put pictures into the folder. If the other file system is right, "
+            "restart the agent.",
         ),
         "folder_back": Event("The picture folder is there again; it is searched for changes."),
         "folder_searched": Event(
@@ -226,7 +227,22 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "Add pictures of these classes, or lower `min_per_class` in `agent.toml`.",
         ),
         "not_training": Event(
-            "This device sends no updates, because no class has enough pictures.",
+            "This device sends no updates, because no class has enough pictures. It still receives "
+            "the models of runs, and begins to train when it has enough.",
+            "Follow `hint`.",
+        ),
+        "unlabelled_encoded": Event(
+            "Unlabelled pictures that were there at the first start have got their features, for "
+            "`fedclip-edge review`. Written at the end, and at most every 30 s before.",
+        ),
+        "unlabelled_not_encoded": Event(
+            "Unlabelled pictures have no features yet, for the reason named. The agent tries again "
+            "after a minute.",
+            "Follow the reason.",
+        ),
+        "not_evaluating": Event(
+            "This device evaluates no models, because it has no labelled picture on the test side. "
+            "It still receives the models of runs, and begins to evaluate when it has one.",
             "Follow `hint`.",
         ),
         "connected": Event(

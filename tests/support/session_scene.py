@@ -85,7 +85,12 @@ class Scene:
 
     def start(self) -> None:
         """Start the device's process, also after a kill."""
-        self.learner = FakeLearner(SHAPES, roles=self.declared, methods=self.allowed)
+        self.learner = FakeLearner(
+            SHAPES,
+            roles=self.declared,
+            methods=self.allowed,
+            evaluates="evaluate" in self.config.roles,
+        )
         self.link = self.broker.client(
             "cam-01", TOPICS.for_device("cam-01"), will(self.config, DEVICE_KEY, "b1")
         )

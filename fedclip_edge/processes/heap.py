@@ -1,0 +1,29 @@
+"""The heap of this process: memory that was freed goes back to the operating system.
+
+glibc keeps what is freed between blocks that are still in use. After the messages of a run, that is
+several megabytes in a process that then waits for days.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import gc
+import sys
+from collections.abc import Callable
+
+
+def trim() -> None:
+    """Give freed memory back; without glibc, only collect garbage."""
+    gc.collect()
+    function = _malloc_trim()
+    if function is not None:
+        function(0)
+
+
+@functools.cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    """The function of glibc; None with another C library, such as musl, or another system."""
+    if sys.platform != "linux":
+        return None
+    return getattr(ctypes.CDLL(None), "malloc_trim", None)
