@@ -172,7 +172,7 @@ class DeviceMessages:
             raise error
         if known is None and self.admission.registry is not None:
             raise error
-        reason = difference(error.revision, "the device")
+        reason = difference(error.revision, "the device", "the coordinator")
         log_device_refused(self.refusals.add(device, "", reason, now))
         if self.admission.registry is not None:
             self.devices.unfit[device] = reason

@@ -52,7 +52,7 @@ class OtherRevisionError(PeerError):
         signed: bytes,
         signature: bytes,
     ) -> None:
-        super().__init__(difference(revision, "the sender"))
+        super().__init__(difference(revision, "the sender", "this program"))
         self.revision, self.kind, self.body, self.sender = revision, kind, body, sender
         self.signed, self.signature = signed, signature
 
@@ -68,12 +68,12 @@ class OtherRevisionError(PeerError):
         return found
 
 
-def difference(revision: int, who: str) -> str:
-    """The reason to refuse a party, and what to do; `who` names the party in the sentence."""
+def difference(revision: int, who: str, us: str) -> str:
+    """The reason to refuse a party, and what to do; `who` and `us` name the two in the sentence."""
     which = "an earlier" if revision < REVISION else "a later"
     number = "no revision" if revision == UNNUMBERED else f"revision {revision}"
     return (
         f"{who} has {which} version of fedclip-edge: its messages have {number} of protocol v2, "
-        f"and those of this program revision {REVISION}; install the same version on the "
+        f"and those of {us} revision {REVISION}; install the same version on the "
         "coordinator and on its devices"
     )

@@ -47,8 +47,11 @@ def test_the_record_of_a_revision_is_never_replaced(tmp_path: Path) -> None:
 
 
 def test_the_reason_names_the_earlier_side_and_what_to_do() -> None:
-    assert "the device has an earlier version" in difference(0, "the device")
-    assert "have no revision of protocol v2" in difference(0, "the device")
-    later = difference(REVISION + 1, "the sender")
+    earlier = difference(0, "the device", "the coordinator")
+    assert "the device has an earlier version" in earlier
+    assert (
+        f"no revision of protocol v2, and those of the coordinator revision {REVISION}" in earlier
+    )
+    later = difference(REVISION + 1, "the sender", "this program")
     assert "the sender has a later version" in later
     assert later.endswith("install the same version on the coordinator and on its devices")
