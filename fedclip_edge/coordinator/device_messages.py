@@ -59,7 +59,6 @@ class DeviceMessages:
         except OtherRevisionError as error:
             if error.kind == "hello" and event.topic == self.publisher.topics.up(device):
                 self._refuse_revision(device, error, now)
-                return
             raise
         message = signed.message
         self.publisher.topics.check_kind(event.topic, signed.kind)

@@ -106,9 +106,11 @@ def test_an_earlier_agent_of_protocol_v2_is_refused_in_words_on_both_sides(fleet
     """It stays connected, so it can be upgraded later; one of now then finishes the run."""
     agent = fleet.start_old("agent", fleet.agent, log="agent")
     serve = fleet.site.start("serve", "--once", fleet.fleet, "--json", log="serve")
-    for log, name in (("serve", "device_refused"), ("agent", "not_in_run")):
-        wait_until(lambda log=log, name=name: fleet.said(log, name), f"{name} in the log of {log}")
-        assert "the device has an earlier version of fedclip-edge" in fleet.said(log, name)[0]
+    reason = "the device has an earlier version of fedclip-edge"
+    fleet.wait_for("serve", reason)
+    fleet.wait_for("agent", reason)
+    assert reason in fleet.said("serve", "device_refused")[0]
+    assert reason in fleet.said("agent", "not_in_run")[0]
     assert "cam-01" in fleet.site.text("serve")
     assert not fleet.said("serve", "joined")
     assert agent.poll() is None

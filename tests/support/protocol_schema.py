@@ -43,8 +43,9 @@ def _lines() -> Iterator[str]:
         yield f"topic {topic}: {', '.join(kinds)}"
     for kind, cls in messages.KINDS.items():
         yield f"message {kind}: {cls.__name__}"
-    for cls in (*messages.KINDS.values(), *NESTED, Contribution):
-        yield from _fields(cls)
+    records: tuple[type[Any], ...] = (*messages.KINDS.values(), *NESTED, Contribution)
+    for record in records:
+        yield from _fields(record)
     for name in codec.CODECS:
         yield f"codec {name}: {codec.tensor_layout(name, {'term': (2, 3)}, {'sum': (4,)})}"
     for method in sorted(methods.names()):
