@@ -15,6 +15,7 @@ import dataclasses
 import sys
 import typing
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -68,10 +69,15 @@ def _shown(shapes: Shapes) -> str:
     return ", ".join(f"{name} {list(shape)}" for name, shape in sorted(shapes.items()))
 
 
+def write(path: Path) -> None:
+    """Write the record; raises SystemExit if `path` has another record of this revision."""
+    text, old = schema(), path.read_text(encoding="utf-8") if path.exists() else ""
+    if old != text and old.startswith(f"revision {REVISION}\n"):
+        sys.exit(f"revision {REVISION} has another record; raise REVISION first")
+    path.write_text(text, encoding="utf-8")
+
+
 if __name__ == "__main__":
     if sys.argv[1:] != ["--write"]:
         sys.exit("usage: python tests/support/protocol_schema.py --write")
-    old = RECORD.read_text(encoding="utf-8") if RECORD.exists() else ""
-    if old != schema() and old.startswith(f"revision {REVISION}\n"):
-        sys.exit(f"revision {REVISION} has another record; raise REVISION first")
-    RECORD.write_text(schema(), encoding="utf-8")
+    write(RECORD)
