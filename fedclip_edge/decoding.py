@@ -29,18 +29,14 @@ class DecodeError(Exception):
     """A table does not fit its dataclass; callers convert this to an error class of their own."""
 
 
-class OtherKeysError(DecodeError):
-    """A table has a key that its dataclass does not know, or lacks one that it needs."""
-
-
 def decode_table(cls: type[T], table: Mapping[str, Any], where: str, base: Path | None = None) -> T:
     """Build the dataclass `cls` from `table`.
 
     Every message starts with `where` ("fleet.toml [broker]"). Relative paths, including defaults,
     are relative to `base`; with None they are not changed.
 
-    Raises OtherKeysError for an unknown key (the message names the nearest known one) and a missing
-    key; DecodeError for a value of the wrong type, or for which the dataclass raises ValueError.
+    Raises DecodeError for an unknown key (the message names the nearest known one), a missing key,
+    a value of the wrong type, and a value for which the dataclass raises ValueError.
     """
     known = _fields(cls)  # type: ignore[arg-type]  # a class is hashable
     hints = _hints(cls)  # type: ignore[arg-type]
@@ -49,13 +45,13 @@ def decode_table(cls: type[T], table: Mapping[str, Any], where: str, base: Path 
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             every = f"known keys: {', '.join(known)}" if known else "no keys are known"
             hint = f"did you mean {near[0]!r}?" if near else every
-            raise OtherKeysError(f"{where}: unknown key {key!r}; {hint}")
+            raise DecodeError(f"{where}: unknown key {key!r}; {hint}")
     values = {}
     for name, spec in known.items():
         if name in table:
             values[name] = _convert(table[name], hints[name], f"{where}: {name}", base)
         elif spec.default is MISSING and spec.default_factory is MISSING:
-            raise OtherKeysError(f"{where}: the key {name!r} is missing; add it")
+            raise DecodeError(f"{where}: the key {name!r} is missing; add it")
         elif base is not None and isinstance(spec.default, Path):
             values[name] = base / spec.default
     try:

@@ -271,7 +271,7 @@ class Coordinator:
             raise PeerError(version1.OLD_DEVICE)
 
     def _handle_coordinator_state(self, event: Received) -> None:
-        signed = wire.unpack_control(event.topic, event.payload)
+        signed = wire.unpack_coordinator(event.topic, event.payload)
         state = signed.message
         self.topics.check_kind(event.topic, signed.kind)
         assert isinstance(state, CoordinatorState)

@@ -2,7 +2,7 @@
 
 Laws:
 - A message that breaks the protocol is dropped, with PeerError. It has no other effect.
-- A device that is not admitted is refused.
+- A device that is not admitted is refused, and so is one whose messages have another revision.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from fedclip_edge.protocol import chunks, wire
 from fedclip_edge.protocol.messages import DeviceState, Hello, Offer, Refused, Want
 from fedclip_edge.protocol.refusals import Line, Refusals
 from fedclip_edge.protocol.report import Report, check_possible
+from fedclip_edge.protocol.revision import UNNUMBERED, OtherRevisionError, difference
 from fedclip_edge.protocol.topics import CHUNK
 from fedclip_edge.transport.base import Received
 
@@ -53,7 +54,12 @@ class DeviceMessages:
                 raise PeerError("a chunk from a device that is not online")
             self._handle_chunk(device, event.payload, now)
             return
-        signed = wire.unpack_control(event.topic, event.payload)
+        try:
+            signed = wire.unpack_control(event.topic, event.payload)
+        except OtherRevisionError as error:
+            if error.kind == "hello" and event.topic == self.publisher.topics.up(device):
+                self._refuse_revision(device, error, now)
+            raise
         message = signed.message
         self.publisher.topics.check_kind(event.topic, signed.kind)
         if signed.sender != device:
@@ -153,6 +159,25 @@ class DeviceMessages:
         joined = round_events.Joined(device, "train" in roles, "evaluate" in roles)
         self.driver.handle(joined, now)
         self.driver.answer_hello(device, hello.boot)
+
+    def _refuse_revision(self, device: str, error: OtherRevisionError, now: float) -> None:
+        """Refuse the hello of a device whose messages have another revision.
+
+        If they have one, the device compares it itself, and gets no answer.
+        """
+        sender = error.introduction()
+        known = self.admission.key_of(device)
+        if error.sender != device or sender.key != (sender.key if known is None else known):
+            raise error
+        if known is None and self.admission.registry is not None:
+            raise error
+        reason = difference(error.revision, "the device", "the coordinator")
+        log_device_refused(self.refusals.add(device, "", reason, now))
+        if self.admission.registry is not None:
+            self.devices.unfit[device] = reason
+        if error.revision == UNNUMBERED:
+            refused, size = Refused(reason, "run", key=sender.key), self.admission.fleet_size
+            self.publisher.refuse_unnumbered(device, sender.boot, refused, self.driver.state, size)
 
     def _raise_epoch(self, device: str, epoch: int) -> None:
         """Raise the epoch above one that the fleet knows: this journal is new, or an old copy."""

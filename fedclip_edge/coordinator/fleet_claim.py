@@ -79,7 +79,7 @@ def _listen(
         if not isinstance(event, base.Received) or event.topic != topic:
             continue
         try:
-            signed = wire.unpack_control(event.topic, event.payload)
+            signed = wire.unpack_coordinator(event.topic, event.payload)
             if isinstance(signed.message, CoordinatorState) and signed.sender == COORDINATOR:
                 signed.check(signed.message.key if config.registry is None else me.key)
                 newest = signed.message

@@ -14,7 +14,13 @@ from fedclip_edge.coordinator.run_state import RunState
 from fedclip_edge.pki.registry import Registry
 from fedclip_edge.protocol import chunks, wire
 from fedclip_edge.protocol.message_parts import Address, Blob
-from fedclip_edge.protocol.messages import MAX_DEVICES, CoordinatorState, Manifest, Message
+from fedclip_edge.protocol.messages import (
+    MAX_DEVICES,
+    CoordinatorState,
+    Manifest,
+    Message,
+    Refused,
+)
 from fedclip_edge.protocol.signing import Identity
 from fedclip_edge.protocol.topics import Topics
 from fedclip_edge.records import COORDINATOR
@@ -83,6 +89,24 @@ class Publisher:
             kept=state.kept.get(device, ""),
         )
         self.send(device, manifest)
+
+    def refuse_unnumbered(
+        self, device: str, incarnation: str, refused: Refused, state: RoundState, devices: int
+    ) -> None:
+        """Refuse a device whose messages have no revision, in messages that it can read.
+
+        `incarnation` is that of its hello; `devices` is the size of the fleet. It believes a
+        refusal only after a manifest. It may not know the fields that have their default value.
+        """
+        known = replace(
+            self.manifest(state, devices), takes_part=False, answers=incarnation, bundle=None
+        )
+        topic = self.topics.down(device)
+        for kind, message in (("manifest", known), ("refused", refused)):
+            body = wire.without_defaults(message)
+            self.transport.publish(
+                topic, wire.pack_unnumbered(kind, body, COORDINATOR, topic, self.identity)
+            )
 
     def broadcast_model(self) -> None:
         """Send the model to all devices, once per version; a device that misses it asks for it."""

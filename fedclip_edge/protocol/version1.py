@@ -13,7 +13,7 @@ from fedclip_edge.errors import PeerError
 from fedclip_edge.protocol.cohort import NOBODY
 from fedclip_edge.protocol.signing import Identity
 from fedclip_edge.protocol.topics import Topics
-from fedclip_edge.protocol.wire import sign_line
+from fedclip_edge.protocol.wire import pack_unnumbered
 from fedclip_edge.records import check_id, check_sha256
 
 OLD_DEVICE = (
@@ -80,7 +80,7 @@ def refuse_device(fleet: str, device: str, payload: bytes, identity: Identity) -
     refused = {"reason": OLD_DEVICE, "final": True, "key": key}
     topic = topics(fleet).down(device)
     return [
-        sign_line(kind, body, "coordinator", topic, identity)
+        pack_unnumbered(kind, body, "coordinator", topic, identity)
         for kind, body in (("manifest", manifest), ("refused", refused))
     ]
 

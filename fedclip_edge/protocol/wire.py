@@ -2,12 +2,13 @@
 
 A control message is two lines of text, so that it can be read with `mosquitto_sub`.
 
-    {"kind": "hello", "from": "cam-01", "body": {...}}       JSON, one line, UTF-8
+    {"kind": "hello", "from": "cam-01", "revision": 1, "body": {...}}    JSON, one line, UTF-8
     base64 of the Ed25519 signature over topic, zero byte, first line
 
 The topic is signed so that a message for one device cannot be replayed to another. A message is
-refused if it is larger than 64 KiB, if it has no signature line, if its kind is unknown, if a field
-is unknown, missing or of a wrong type, or if its JSON has a repeated key, NaN or infinity.
+refused if it is larger than 64 KiB, if it has no signature line, if its revision (revision.py) is
+another one, if its kind is unknown, if a field is unknown, missing or of a wrong type, or if its
+JSON has a repeated key, NaN or infinity.
 
 A payload (a model or a contribution) is a safetensors file, shuffled and compressed by the codec
 (codec.py). Its only metadata key, `fedclip`, holds a JSON object. Its tensors are those that the
@@ -36,10 +37,17 @@ from typing import Any, NoReturn, TypeVar
 import safetensors.numpy
 from safetensors import SafetensorError
 
-from fedclip_edge.decoding import DecodeError, OtherKeysError, decode_table
+from fedclip_edge.decoding import DecodeError, decode_table
 from fedclip_edge.errors import PeerError
 from fedclip_edge.protocol import codec as codecs
-from fedclip_edge.protocol.messages import KINDS, Message
+from fedclip_edge.protocol.messages import KINDS, CoordinatorState, Message
+from fedclip_edge.protocol.revision import (
+    REVISION,
+    REVISION_MAX,
+    STATE,
+    UNNUMBERED,
+    OtherRevisionError,
+)
 from fedclip_edge.protocol.signing import Identity, verifies
 from fedclip_edge.records import Arrays, Contribution, Model, Shapes, Sums, Update, in_order
 
@@ -56,9 +64,7 @@ _ITEM_BYTES = {
     "I8": 1,
 }  # as safetensors names them
 _KIND_OF = {cls: kind for kind, cls in KINDS.items()}
-_OTHER_VERSION = (
-    "if the sender has another version of fedclip-edge, install the same version on both"
-)
+_KEYS = {"kind", "from", "body"}  # of every revision; since the first one, "revision" as well
 
 
 @dataclass(frozen=True)
@@ -82,14 +88,35 @@ class Signed:
 
 def pack_control(message: Message, sender: str, topic: str, identity: Identity) -> bytes:
     """The bytes of `message` for `topic`, signed by `identity`."""
-    return sign_line(_KIND_OF[type(message)], message, sender, topic, identity)
+    kind = _KIND_OF[type(message)]
+    line = {"kind": kind, "from": sender, "revision": REVISION, "body": message}
+    return _sign(line, topic, identity)
 
 
-def sign_line(
-    kind: str, body: Message | Mapping[str, Any], sender: str, topic: str, identity: Identity
+def pack_unnumbered(
+    kind: str, body: Mapping[str, Any], sender: str, topic: str, identity: Identity
 ) -> bytes:
-    """The bytes of a control message with this kind and body, signed by `identity`."""
-    line = _ENCODER.encode({"kind": kind, "from": sender, "body": body}).encode()
+    """The bytes of a message for a party that sends no revision, signed by `identity`."""
+    return _sign({"kind": kind, "from": sender, "body": body}, topic, identity)
+
+
+def without_defaults(record: Any) -> dict[str, Any]:
+    """The fields of a record, and of the records in it, that differ from their default value."""
+    found = {}
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        if value != default:
+            found[field.name] = (
+                without_defaults(value) if dataclasses.is_dataclass(value) else value
+            )
+    return found
+
+
+def _sign(message: Mapping[str, Any], topic: str, identity: Identity) -> bytes:
+    line = _ENCODER.encode(message).encode()
     signature = identity.sign(topic.encode() + b"\0" + line)
     return line + b"\n" + base64.b64encode(signature)
 
@@ -97,28 +124,64 @@ def sign_line(
 def unpack_control(topic: str, payload: bytes) -> Signed:
     """The control message in `payload`, with its signature unchecked.
 
-    Raises PeerError, naming the defect, in each case that the module docstring lists.
+    Raises OtherRevisionError for a message of another revision; PeerError, naming the defect, in
+    each other case that the module docstring lists.
     """
     if len(payload) > MAX_CONTROL_BYTES:
         raise PeerError(f"control message of {len(payload)} bytes, limit {MAX_CONTROL_BYTES}")
     line, _, signature = payload.partition(b"\n")
     fields = _read_json(line, "control message")
-    if set(fields) != {"kind", "from", "body"} or not isinstance(fields["from"], str):
-        raise PeerError("control message: expected the keys kind, from, body")
+    signed = topic.encode() + b"\0" + line
+    _check_revision(fields, signed, signature)
+    if set(fields) != {*_KEYS, "revision"} or not isinstance(fields["from"], str):
+        raise PeerError("control message: expected the keys kind, from, revision, body")
     kind, body = fields["kind"], fields["body"]
     if not isinstance(kind, str) or kind not in KINDS or not isinstance(body, dict):
         raise PeerError(
             f"control message of unknown kind {reprlib.repr(kind)}, or with a body that is no "
-            f"JSON object; {_OTHER_VERSION}"
+            "JSON object"
         )
     try:
         message: Message = decode_table(KINDS[kind], body, f"{kind} message")
         raw = base64.b64decode(signature, validate=True)
-    except OtherKeysError as error:
-        raise PeerError(f"{error}; {_OTHER_VERSION}") from None
     except (DecodeError, binascii.Error) as error:
         raise PeerError(str(error)) from None
-    return Signed(message, fields["from"], topic.encode() + b"\0" + line, raw)
+    return Signed(message, fields["from"], signed, raw)
+
+
+def unpack_coordinator(topic: str, payload: bytes) -> Signed:
+    """A coordinator's state of any revision, with its signature unchecked.
+
+    Of another revision it has only the fields that all of them share. Raises PeerError as
+    `unpack_control` does.
+    """
+    try:
+        return unpack_control(topic, payload)
+    except OtherRevisionError as error:
+        if error.kind != _KIND_OF[CoordinatorState]:
+            raise
+        shared = {name: error.body[name] for name in STATE if name in error.body}
+        try:
+            state = decode_table(CoordinatorState, shared, "coordinator message")
+        except DecodeError as wrong:
+            raise PeerError(str(wrong)) from None
+        return Signed(state, error.sender, error.signed, error.signature)
+
+
+def _check_revision(fields: Mapping[str, Any], signed: bytes, signature: bytes) -> None:
+    """Raise OtherRevisionError if these are the keys of a message of another revision."""
+    if not fields.keys() >= _KEYS:
+        return
+    body, sender, revision = fields["body"], fields["from"], fields.get("revision", UNNUMBERED)
+    if type(revision) is not int or not 0 <= revision <= REVISION_MAX:
+        raise PeerError(f"control message: expected a revision from 0 to {REVISION_MAX}")
+    if revision == REVISION or not isinstance(body, dict) or not isinstance(sender, str):
+        return
+    try:
+        raw = base64.b64decode(signature, validate=True)
+    except binascii.Error as error:
+        raise PeerError(str(error)) from None
+    raise OtherRevisionError(revision, fields["kind"], body, sender, signed, raw)
 
 
 def pack_model(model: Model, codec: str) -> bytes:

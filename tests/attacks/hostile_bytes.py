@@ -36,6 +36,7 @@ from fedclip_edge.protocol.messages import (
     Want,
 )
 from fedclip_edge.protocol.report import Report
+from fedclip_edge.protocol.revision import REVISION
 from fedclip_edge.protocol.signing import Identity
 from fedclip_edge.records import Contribution, Plan, Shapes, Update
 
@@ -121,7 +122,8 @@ class Aim:
     def line(self, kind: str, **changes: Any) -> bytes:
         """The first line of a message, with these fields changed to any value."""
         body = json.loads(json.dumps(self.messages()[kind], default=vars))
-        return json.dumps({"kind": kind, "from": self.sender, "body": {**body, **changes}}).encode()
+        fields = {"kind": kind, "from": self.sender, "revision": REVISION}
+        return json.dumps({**fields, "body": {**body, **changes}}).encode()
 
     def sign(self, line: bytes, topic: str) -> bytes:
         signature = self.identity.sign(topic.encode() + b"\0" + line)
@@ -167,6 +169,12 @@ def wrong_lines(aim: Aim, kind: str) -> Said:
         "an envelope with a key more": say(to="all"),
         "a sender that is a number": say(**{"from": 7}),
         "a sender of 60,000 letters": say(**{"from": "a" * 60_000}),
+        "no revision": json.dumps({k: v for k, v in right.items() if k != "revision"}).encode(),
+        "another revision": say(revision=REVISION + 1),
+        "a revision that is true": say(revision=True),
+        "a revision below zero": say(revision=-1),
+        "a revision of 4,000 digits": say(revision=10**3999),
+        "another revision and no fields": say(revision=REVISION + 1, body={}),
         "a body that is null": say(body=None),
         "a body that is a list": say(body=[1]),
         "an empty body": say(body={}),

@@ -919,6 +919,37 @@ class Mallory:
         self.fleet.step()
 
 
+@pytest.mark.parametrize(("revision", "answers"), [(None, ["manifest", "refused"]), (99, [])])
+def test_a_hello_of_another_revision_is_refused_and_changes_nothing(
+    tmp_path: Path, revision: int | None, answers: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A device that sends its revision compares it itself, so it needs no answer."""
+    fleet = joined(tmp_path)
+    link = fleet.broker.client("mallory", (TOPICS.down("mallory"),), Will("gone/mallory", b""))
+    body = {**json.loads(json.dumps(hello(), default=vars)), "new": 1}
+    for key in (signing.create_identity(), STRANGER):
+        line = {"kind": "hello", "from": "mallory", "revision": revision, "body": body}
+        if revision is None:
+            del line["revision"]
+        text = json.dumps(line).encode()
+        signature = key.sign(TOPICS.up("mallory").encode() + b"\0" + text)
+        link.publish(TOPICS.up("mallory"), text + b"\n" + base64.b64encode(signature))
+        fleet.step()
+    which = "a later" if revision else "an earlier"
+    said = capsys.readouterr().out
+    assert said.count(f"the device has {which} version of fedclip-edge") == 1
+    assert "a hello of another revision has a wrong signature" in said
+    found = []
+    while (event := link.next_event(0)) is not None:
+        if isinstance(event, Received):
+            found.append(json.loads(event.payload.partition(b"\n")[0]))
+    assert [one["kind"] for one in found] == answers
+    assert not any("revision" in one for one in found)
+    assert "mallory" not in fleet.coordinator.devices.keys
+    fleet.run()
+    assert final(fleet) == undisturbed()
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [

@@ -59,6 +59,11 @@ class Fleet:
     def wait_for(self, log: str, words: str) -> None:
         wait_until(lambda: words in self.site.text(log), f"{words!r} in the log of {log}")
 
+    def said(self, log: str, name: str) -> list[str]:
+        """The reasons in the events of this name in a log."""
+        events = self.site.events(log)
+        return [str(event.get("reason")) for event in events if event["event"] == name]
+
     def run_old_once(self) -> None:
         """Finish a run with both programs of the earlier version."""
         started = [
@@ -97,18 +102,48 @@ def test_an_agent_of_protocol_v1_is_refused_in_words(fleet: Fleet) -> None:
 
 
 @pytest.mark.parametrize("fleet", [EARLIER], indirect=True)
-def test_an_earlier_agent_of_protocol_v2_takes_no_part_and_says_so(fleet: Fleet) -> None:
+def test_an_earlier_agent_of_protocol_v2_is_refused_in_words_on_both_sides(fleet: Fleet) -> None:
     """It stays connected, so it can be upgraded later; one of now then finishes the run."""
     agent = fleet.start_old("agent", fleet.agent, log="agent")
     serve = fleet.site.start("serve", "--once", fleet.fleet, "--json", log="serve")
-    fleet.wait_for("agent", "manifest message: unknown key")
+    reason = "the device has an earlier version of fedclip-edge"
+    fleet.wait_for("serve", reason)
+    fleet.wait_for("agent", reason)
+    assert reason in fleet.said("serve", "device_refused")[0]
+    assert reason in fleet.said("agent", "not_in_run")[0]
+    assert "cam-01" in fleet.site.text("serve")
+    assert not fleet.said("serve", "joined")
     assert agent.poll() is None
     agent.terminate()
     assert agent.wait(system.DEADLINE_S) == 0
-    (fleet.site.folder / "state" / "parked.sqlite").unlink()
+    for name in ("parked.sqlite", "features.sqlite"):
+        (fleet.site.folder / "state" / name).unlink()
     again = fleet.site.start("agent", "--once", fleet.agent, "--json", log="again")
     for process in (serve, again):
         assert process.wait(system.DEADLINE_S) == 0, fleet.site.text("serve")
+
+
+@pytest.mark.parametrize("fleet", [EARLIER], indirect=True)
+def test_an_earlier_coordinator_of_protocol_v2_is_refused_in_words(fleet: Fleet) -> None:
+    fleet.start_old("serve", fleet.fleet, log="serve")
+    agent = fleet.site.start("agent", fleet.agent, "--json", log="agent")
+    fleet.wait_for("agent", "the sender has an earlier version of fedclip-edge")
+    fleet.wait_for("serve", "message_refused")  # the hello, which has a key more
+    assert not fleet.said("serve", "joined")
+    assert not fleet.said("agent", "trained")
+    assert agent.poll() is None
+
+
+@pytest.mark.parametrize("fleet", [EARLIER], indirect=True)
+def test_serve_does_not_start_beside_an_earlier_one(fleet: Fleet) -> None:
+    old = fleet.start_old("serve", fleet.fleet, log="old-serve")
+    fleet.wait_for("old-serve", "waiting")
+    other = fleet.site.folder / "other.toml"
+    other.write_text(f'journal = "other.sqlite"\n{fleet.fleet.read_text()}')
+    said = system.run("serve", other)
+    assert said.returncode == ConfigError.exit_code
+    assert "another coordinator is online for fleet" in said.stderr
+    assert old.poll() is None
 
 
 @pytest.mark.parametrize("fleet", [V1], indirect=True)
@@ -133,6 +168,7 @@ def test_files_of_an_earlier_version_are_refused_and_not_changed(fleet: Fleet) -
     # What the messages say to do is enough.
     journal.rename(journal.with_name("finished.sqlite"))
     state.unlink()
+    state.with_name("features.sqlite").unlink()
     started = [
         fleet.site.start("serve", "--once", fleet.fleet, "--json", log="serve"),
         fleet.site.start("agent", "--once", fleet.agent, "--json", log="agent"),

@@ -45,6 +45,7 @@ from fedclip_edge.protocol.messages import (
     Refused,
     Want,
 )
+from fedclip_edge.protocol.revision import REVISION, OtherRevisionError
 from fedclip_edge.records import F32, I64, Arrays, Contribution, Model, Shapes, Update
 
 ME, OTHER = signing.create_identity(), signing.create_identity()
@@ -182,7 +183,7 @@ def hello(**changes: Any) -> dict[str, Any]:
         "classes_digest": "c",
         "capabilities": ABILITIES,
     }
-    return {"kind": "hello", "from": "cam-01", "body": {**body, **changes}}
+    return {"kind": "hello", "from": "cam-01", "revision": 1, "body": {**body, **changes}}
 
 
 def line(value: object) -> bytes:
@@ -215,6 +216,7 @@ def test_a_person_can_read_it() -> None:
     assert json.loads(first) == {
         "kind": "kept",
         "from": "coordinator",
+        "revision": REVISION,
         "body": {"run": "run-1", "number": 3, "sha256": SHA},
     }
     assert len(base64.b64decode(second)) == 64
@@ -256,7 +258,11 @@ def test_more_than_64_kib_is_refused() -> None:
         wire.unpack_control(TOPIC, signed(line(hello()).ljust(64 * 1024)))
 
 
-KEPT = b'{"kind":"kept","from":"c","body":{"run":"r","number":1,"sha256":"' + SHA.encode() + b'"}}'
+KEPT = (
+    b'{"kind":"kept","from":"c","revision":1,"body":{"run":"r","number":3,"sha256":"'
+    + SHA.encode()
+    + b'"}}'
+)
 REFUSED_LINES = {
     "empty": (b"", "not JSON"),
     "not JSON": (KEPT[:-1], "not JSON"),
@@ -269,24 +275,28 @@ REFUSED_LINES = {
     "a number": (b"7", "expected a JSON object"),
     "a key repeated": (KEPT.replace(b'"run":"r"', b'"run":"r","run":"s"'), "a key is repeated"),
     "a kind repeated": (KEPT.replace(b'"from"', b'"kind":"want","from"'), "a key is repeated"),
-    "NaN": (KEPT.replace(b"1,", b"NaN,"), "NaN is not a finite number"),
-    "Infinity": (KEPT.replace(b"1,", b"Infinity,"), "Infinity is not a finite number"),
-    "-Infinity": (KEPT.replace(b"1,", b"-Infinity,"), "-Infinity is not a finite number"),
-    "a float without end": (KEPT.replace(b"1,", b"1e999,"), "is not a finite number"),
-    "an int without end": (KEPT.replace(b"1,", b"1" * 5000 + b","), "not JSON"),
-    "no kind": (line({"from": "c", "body": {}}), "expected the keys kind, from, body"),
-    "a key more": (line({**hello(), "to": "x"}), "expected the keys kind, from, body"),
-    "an unnamed sender": (line({**hello(), "from": 7}), "expected the keys kind, from, body"),
+    "NaN": (KEPT.replace(b"3,", b"NaN,"), "NaN is not a finite number"),
+    "Infinity": (KEPT.replace(b"3,", b"Infinity,"), "Infinity is not a finite number"),
+    "-Infinity": (KEPT.replace(b"3,", b"-Infinity,"), "-Infinity is not a finite number"),
+    "a float without end": (KEPT.replace(b"3,", b"1e999,"), "is not a finite number"),
+    "an int without end": (KEPT.replace(b"3,", b"1" * 5000 + b","), "not JSON"),
+    "no kind": (line({"from": "c", "body": {}}), "expected the keys kind, from, revision, body"),
+    "a key more": (line({**hello(), "to": "x"}), "expected the keys kind, from, revision, body"),
+    "an unnamed sender": (
+        line({**hello(), "from": 7}),
+        "expected the keys kind, from, revision, body",
+    ),
     "an unknown kind": (line({**hello(), "kind": "bye"}), "unknown kind 'bye'"),
     "a kind that is a list": (line({**hello(), "kind": ["hello"]}), "unknown kind"),
     "a kind that cannot be shown": (line({**hello(), "kind": "\ud800"}), r"unknown kind '\\ud800'"),
     "a body that is a list": (line({**hello(), "body": []}), "unknown kind 'hello'"),
     "an unknown field": (line(hello(domian="x")), "unknown key 'domian'; did you mean 'domain'"),
-    "a field of another version": (line(hello(later=1)), "install the same version on both"),
+    "a revision that is true": (line({**hello(), "revision": True}), "expected a revision from 0"),
+    "a revision below zero": (line({**hello(), "revision": -1}), "expected a revision from 0"),
     "a missing field": (line({**hello(), "body": {}}), "the key 'boot' is missing"),
     "a mistyped field": (line(hello(boot=7)), "boot: expected str, got int 7"),
-    "true for a number": (KEPT.replace(b"1,", b"true,"), "number: expected int, got bool"),
-    "1.0 for a number": (KEPT.replace(b"1,", b"1.0,"), "number: expected int, got float"),
+    "true for a number": (KEPT.replace(b"3,", b"true,"), "number: expected int, got bool"),
+    "1.0 for a number": (KEPT.replace(b"3,", b"1.0,"), "number: expected int, got float"),
     "null": (line(hello(boot=None)), "boot: expected str, got NoneType"),
     "a list of other things": (
         line(hello(capabilities={**ABILITIES, "roles": ["train", 1]})),
@@ -301,6 +311,41 @@ def test_a_control_message_is_refused_by_name(refused: bytes, said: str) -> None
     wire.unpack_control(TOPIC, signed(KEPT)).check(ME.key)
     with pytest.raises(PeerError, match=said):
         wire.unpack_control(TOPIC, signed(refused))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"revision": REVISION + 1}, f"a later version.*have revision {REVISION + 1} of"),
+        ({"revision": REVISION + 1, "body": {"new": 1}, "to": "x"}, "a later version"),
+        ({"revision": REVISION + 1, "kind": "new"}, "a later version"),
+        ({"revision": 0}, "an earlier version.*have no revision of protocol v2"),
+    ],
+)
+def test_the_revision_is_compared_before_anything_else(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(OtherRevisionError, match=f"{said}.*install the same version on"):
+        wire.unpack_control(TOPIC, signed(line({**hello(), **changes})))
+
+
+def test_a_coordinators_state_of_another_revision_says_who_coordinates() -> None:
+    shared = {"boot": "b", "epoch": 9, "run": "run-1", "online": True, "key": ME.key}
+    other = {"kind": "coordinator", "from": "coordinator", "revision": REVISION + 1}
+    payload = signed(line({**other, "body": {**shared, "new": 1}}))
+    found = wire.unpack_coordinator(TOPIC, payload)
+    found.check(ME.key)
+    assert isinstance(found.message, CoordinatorState)
+    assert vars(found.message).items() >= shared.items()
+    with pytest.raises(PeerError, match="wrong signature"):
+        found.check(OTHER.key)
+    with pytest.raises(PeerError, match="'key' is missing"):
+        wire.unpack_coordinator(
+            TOPIC,
+            signed(
+                line({**other, "body": {**shared, "key": 1}}).replace(b'"key": 1', b'"other": 1')
+            ),
+        )
+    with pytest.raises(OtherRevisionError):
+        wire.unpack_coordinator(TOPIC, signed(line({**hello(), "revision": 0})))
 
 
 def test_infinity_by_another_spelling_is_refused() -> None:

@@ -29,7 +29,7 @@ from fedclip_edge.coordinator import (
     uploads,
 )
 from fedclip_edge.learning import aggregation
-from fedclip_edge.protocol import chunks, codec, message_parts, messages, topics, wire
+from fedclip_edge.protocol import chunks, codec, message_parts, messages, revision, topics, wire
 from fedclip_edge.protocol.hand_over import HandOver
 from fedclip_edge.protocol.message_parts import (
     CHUNK_BYTES,
@@ -403,6 +403,7 @@ CONSTANTS: Mapping[str, tuple[object, str]] = {
     "CHUNK_HEADER_BYTES": (chunks._HEADER.size, "header in front of each part"),
     "CHUNK_VERSION": (chunks._VERSION, "version in the header of each chunk"),
     "MAX_GAPS": (messages.MAX_GAPS, "most ranges in one `want`"),
+    "REVISION": (revision.REVISION, "revision of the messages on this page"),
     "SCHEMA": (wire._SCHEMA, "version in the metadata of each payload"),
     "MAX_HEADER_BYTES": (wire._MAX_HEADER_BYTES, "largest JSON header of a payload"),
     "BLOCK": (codec.BLOCK, "`int8`: values that share a scale"),
