@@ -26,6 +26,7 @@ from fedclip_edge.cli.export import export
 from fedclip_edge.cli.export_classifier import export_classifier
 from fedclip_edge.cli.forget import forget
 from fedclip_edge.cli.group import Group
+from fedclip_edge.cli.page import page
 from fedclip_edge.cli.predict import predict
 from fedclip_edge.cli.run import run
 from fedclip_edge.cli.runs import runs
@@ -52,14 +53,17 @@ _LIBRARIES = (
     "onnxscript",
     "open_clip",
     "prometheus_client",
+    "starlette",
     "tensorboard",
     "torch",
+    "uvicorn",
 )
 _EXTRAS = {
     "agent": "agent",
     "bundle": "agent",
     "export": "export",
     "export-classifier": "export",
+    "page": "web",
     "predict": "agent",
     "run": "tracking",
     "serve": "serve",
@@ -78,6 +82,7 @@ for _command in (
     serve,
     status,
     watch,
+    page,
     devices,
     runs,
     backup,

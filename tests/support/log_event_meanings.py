@@ -27,6 +27,7 @@ PROGRAMS: Mapping[str, str] = {
     "learning/strategies/": BOTH,
     "pki/": BOTH,
     "processes/": BOTH,
+    "web/": COORDINATOR,
     "transport/": BOTH,
 }
 
@@ -217,6 +218,19 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
         "run_done": Event("The run is over. With `--once` the agent ends, otherwise it waits."),
     },
     COORDINATOR: {
+        "page_served": Event(
+            "The fleet's page can be opened at `address`.",
+            "Log in with the content of `token_file`.",
+        ),
+        "page_login": Event("Somebody logged in to the page, with the token."),
+        "page_login_refused": Event(
+            "Somebody tried to log in to the page with a wrong token.",
+            "If you do not know the address, find out who can reach the page.",
+        ),
+        "page_ended": Event(
+            "The process of the page ended; the coordinator goes on. It is started again after 10 s, "
+            "unless `hint` says what to correct.",
+        ),
         "bundle_offered": Event(
             "Devices that have another bundle than the run fetch this one from the coordinator."
         ),
