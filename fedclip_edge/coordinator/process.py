@@ -70,8 +70,8 @@ def serve(
 
     `reload` reads the settings for each further run; without it they stay. `take_over` replaces a
     coordinator that is online. With `from_round`, the run first goes back to the model of this
-    closed round. With `new_run`, the journal's unfinished run is abandoned. `page` starts the process
-    of the fleet's page, if it is wanted.
+    closed round. With `new_run`, the journal's unfinished run is abandoned. `page` starts the
+    process of the fleet's page, if it is wanted.
 
     Raises ConfigError if a file or a setting is wrong, or if another coordinator is online;
     BundleError if the bundle cannot be used; LinkError if no broker answers the first connection;

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _HERE = Path(__file__).resolve().parent
 _FORM_BYTES = 65_536
+_WRONG = "This is not the token of this page."
 _WRONG_TOKEN_S = 1.0  # between two answers to a wrong token
 
 
@@ -118,7 +119,7 @@ class _Desk:
         self._style = pages.environment.get_template("site.css.j2").render()
 
     async def show(self, request: Request) -> Response:
-        return self._pages.html(request, "login.html.j2", refused=False)
+        return self._pages.html(request, "login.html.j2", refused="")
 
     async def log_in(self, request: Request) -> Response:
         form = await form_of(request)
@@ -127,7 +128,7 @@ class _Desk:
             async with self._one_at_a_time:  # so there is at most one line in the log per second
                 log.event("page_login_refused", address=address)
                 await asyncio.sleep(_WRONG_TOKEN_S)
-            return self._pages.html(request, "login.html.j2", 403, refused=True)
+            return self._pages.html(request, "login.html.j2", 403, refused=_WRONG)
         value = self._door.sessions.begin(form.get("name", ""))
         session = self._door.sessions.find(value)
         log.event("page_login", address=address, name=(session and session.name) or None)

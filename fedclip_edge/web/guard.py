@@ -45,7 +45,7 @@ _OPEN_PATHS = ("/login", "/static/")
 
 @dataclass(frozen=True)
 class Door:
-    """What a request has to match."""
+    """The values that a request has to match."""
 
     hosts: frozenset[str]  # lower case, without a port
     scheme: str

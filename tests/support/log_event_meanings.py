@@ -443,7 +443,9 @@ FIELDS: Mapping[str, str] = {
     "error. `unknown` is the share of the test pictures that the shared model calls unknown, once it "
     "has a threshold. `zero_shot_all`, at the end, is the zero-shot accuracy on all pictures.",
     "absent": "Devices that were away or late.",
-    "address": "Host and port of the metrics.",
+    "address": "Host and port of the metrics or, of the page, its address or that of a browser.",
+    "token_file": "The file with the token that opens the page.",
+    "name": "The name that the person gave; it is not proven.",
     "again_s": "Seconds until the next attempt.",
     "serial": "Serial number of the bundle.",
     "signer": "Beginning of the public key that signed the bundle.",

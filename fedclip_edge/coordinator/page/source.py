@@ -2,7 +2,7 @@
 
 Laws:
 - The page only reads; a change is a command of the control socket, as one from a shell.
-- Whatever happens here cannot disturb a round: this is another process, the journal is opened to
+- It cannot disturb a round: this is another process, the journal is opened to
   read it, and the coordinator answers at most _SHARE of its time.
 """
 
@@ -32,7 +32,7 @@ _CHARTS_S = 5.0  # between two looks at the reports in the journal
 
 @dataclass(eq=False)
 class Source:
-    """What the page knows of one fleet; its methods block, except `follow` and `refresh`."""
+    """Answers and figures of one fleet; the methods block, except `follow` and `refresh`."""
 
     config: FleetConfig
     rendered: FleetPieces
