@@ -76,6 +76,8 @@ class Guard:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
+                if scope["path"].startswith("/static/"):
+                    headers["Cache-Control"] = "private, max-age=3600"  # they are named by version
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
             await send(message)
