@@ -95,7 +95,12 @@ def stream(request: Request, pieces: Pieces) -> Response:
     if pieces.streams >= _STREAMS:
         return PlainTextResponse("Too many pages are open. Close some of them.\n", 503)
     since = request.headers.get("last-event-id") or request.query_params.get("since", "")
-    return StreamingResponse(_messages(pieces, since), media_type="text/event-stream")
+    # The connection is of no use to other requests, also not after the browser has left the stream.
+    return StreamingResponse(
+        _messages(pieces, since),
+        media_type="text/event-stream",
+        headers={"Connection": "close"},
+    )
 
 
 async def _messages(pieces: Pieces, since: str) -> AsyncIterator[str]:

@@ -51,13 +51,14 @@ function connect() {
   };
 }
 
-document.addEventListener("visibilitychange", () => {
-  if (document.hidden && source) {
-    source.close();
-    source = null;
-  }
-  connect();
-});
+function disconnect() {
+  source?.close();
+  source = null;
+}
+
+document.addEventListener("visibilitychange", () => document.hidden ? disconnect() : connect());
+addEventListener("pagehide", disconnect);  // before the next page asks for anything
+addEventListener("pageshow", (shown) => { if (shown.persisted) connect(); });
 
 // Times are sent once; their age grows here.
 function tell_ages() {
@@ -127,4 +128,4 @@ for (const table of document.querySelectorAll("table[data-sort]")) {
 
 tell_ages();
 setInterval(tell_ages, 5000);
-connect();
+setTimeout(connect, 500);
