@@ -11,7 +11,7 @@ from pathlib import Path
 from fedclip_edge import log
 from fedclip_edge.processes.children import Children, own_command
 
-_AGAIN_S = 10.0  # from the end of the process to the next start
+_AGAIN_S = 5.0  # from the end of the process to the next start
 # Codes of errors.py with which a person must change something first.
 _FOR_A_PERSON = range(10, 20)
 

@@ -44,7 +44,7 @@ def test_a_live_run_moves_the_page_and_its_buttons_work(site: Site) -> None:
         page.goto(address)
 
         # Another process of the page has other numbers; the browser gets everything anew.
-        os.kill(process_of(f"main\0page\0{fleet}"), signal.SIGKILL)
+        os.kill(process_of(f"main page {fleet}"), signal.SIGKILL)
         page.wait_for_selector("#lost:not([hidden])")
         second = site.start("agent", agents[1], "--json", log="camera-02")
         page.wait_for_selector("#device-camera-02.well")

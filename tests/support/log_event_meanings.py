@@ -228,7 +228,7 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "If you do not know the address, find out who can reach the page.",
         ),
         "page_ended": Event(
-            "The process of the page ended; the coordinator goes on. It is started again after 10 s, "
+            "The process of the page ended; the coordinator goes on. It is started again after 5 s, "
             "unless `hint` says what to correct.",
         ),
         "bundle_offered": Event(

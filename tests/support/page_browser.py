@@ -27,7 +27,7 @@ _ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-WAITS_MS = 8_000
+WAITS_MS = 30_000
 # An accessibility checker; it is used in these tests alone.
 _AXE = "axe-core@4"
 
