@@ -65,7 +65,7 @@ def test_the_sample_fleet_configuration_loads_and_names_every_key() -> None:
     path = ROOT / "device" / "fleet.example.toml"
     config, table = process.load(path), read_toml(path)
     assert set(table) == set(FleetConfig.__dataclass_fields__)
-    for name in ("broker", "rules", "plan", "metrics", "trainer"):
+    for name in ("broker", "rules", "plan", "metrics", "page", "trainer"):
         fields = type(getattr(config, name)).__dataclass_fields__
         assert set(fields) == set(table[name]), name
     plan = table["plan"]

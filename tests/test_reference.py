@@ -84,6 +84,8 @@ def around(name: str, key: Key, value: Any) -> dict[str, Any]:
             return agent(data={"folder": "p", **shares, other: rest}, roles=["evaluate"])
         case (*_, "broker"), ("certificate" | "key"):
             of_key = {"ca": "c", "certificate": "d", "key": "k", **of_key}
+        case ("page",), _:
+            of_key = {"listen": "127.0.0.1:1", "certificate": "d", "key": "k", **of_key}
     whole = agent if key.table.file == "agent.toml" else fleet
     if not key.table.path:
         return whole(**of_key)

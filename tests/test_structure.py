@@ -26,6 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("vision", "learning", "protocol"),
     ("transport", "pki"),
     ("model_file", "prediction", "reporting", "monitoring"),
+    ("web",),
     ("agent", "coordinator"),
     ("exporting",),
     ("simulating",),
@@ -44,11 +45,13 @@ HOMES = {
     "onnx": ("exporting/",),
     "PIL": ("vision/", "demo/"),
     "pillow_heif": ("vision/pictures.py",),
-    "jinja2": ("reporting/",),
+    "jinja2": ("reporting/", "web/app.py", "coordinator/page/fleet_pieces.py"),
     "mlflow": ("reporting/tracking.py",),
     "tensorboard": ("reporting/tracking.py",),
     "prometheus_client": ("monitoring/exposition.py",),
     "ray": ("simulating/ray_cluster.py",),
+    "starlette": ("web/", "coordinator/page/"),
+    "uvicorn": ("web/",),
     "rich": ("reporting/table.py", "cli/progress.py"),
     "sqlite3": ("storage/sqlite.py",),
 }
@@ -205,6 +208,8 @@ HEAVY = (
     "rich",
     "jinja2",
     "prometheus_client",
+    "starlette",
+    "uvicorn",
 )
 
 
@@ -230,7 +235,7 @@ def test_the_package_and_its_help_load_nothing_heavy() -> None:
         "             ['export', '--help'], ['broker', 'start', '--help'], ['predict', '--help'],\n"
         "             ['broker', 'init', '--help'], ['enroll', '--help'], ['revoke', '--help'],\n"
         "             ['bundle', 'verify', '--help'], ['run', 'start', '--help'], ['export-classifier', '--help'], ['simulate', '--help'],\n"
-        "             ['status', '--help'], ['watch', '--help'], ['devices', '--help'], ['runs', '--help'], ['run', 'show', '--help']):\n"
+        "             ['status', '--help'], ['watch', '--help'], ['page', '--help'], ['devices', '--help'], ['runs', '--help'], ['run', 'show', '--help']):\n"
         "    cli.main(argv, standalone_mode=False)"
     )
     assert loads(help_text) == set()

@@ -10,24 +10,13 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
-from fedclip_edge.cli.progress import duration
-from fedclip_edge.reporting.figures import kilobytes, norm, number, points
+from fedclip_edge.reporting.figures import duration, kilobytes, norm, number, points
 from fedclip_edge.reporting.names import columns_of
+from fedclip_edge.reporting.status_words import SEVERITY
 from fedclip_edge.reporting.table import aligned, printable, width_of
 
-_WORST = "red"
-_WARNS = "yellow"
-COLOURS = {  # of rich, by the state of a device; the worst first
-    "refused": _WORST,
-    "muted": _WORST,
-    "left out": _WORST,
-    "offline": _WARNS,
-    "not seen": _WARNS,
-    "late": _WARNS,
-    "encoding": "",
-    "online": "",
-    "revoked": "bright_black",
-}
+# Colours of rich, by how bad a state is.
+_COLOURS = {"bad": "red", "warning": "yellow", "well": "", "past": "bright_black"}
 _COLUMNS = 100  # of a text that no terminal limits
 _LABEL = 15  # columns of the names in front of the lines of a status
 _ID = 12  # hex digits of a hash that people compare
@@ -55,7 +44,7 @@ def device_table(rows: Sequence[Mapping[str, Any]], stream: TextIO, *, costs: bo
         width=width_of(stream),
         align=("ll" + "r" * (len(head) - 5) + "lll")[:shown],
         parts=[first, last] if costs else [first],
-        colours=["bold", "bright_black", *(COLOURS[row["state"]] for row in rows)]
+        colours=["bold", "bright_black", *(_COLOURS[SEVERITY[row["state"]]] for row in rows)]
         if has_colour(stream)
         else (),
     )

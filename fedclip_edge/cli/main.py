@@ -27,6 +27,7 @@ from fedclip_edge.cli.export import export
 from fedclip_edge.cli.export_classifier import export_classifier
 from fedclip_edge.cli.forget import forget
 from fedclip_edge.cli.group import Group
+from fedclip_edge.cli.page import page
 from fedclip_edge.cli.predict import predict
 from fedclip_edge.cli.review import review
 from fedclip_edge.cli.run import run
@@ -54,8 +55,10 @@ _LIBRARIES = (
     "onnxscript",
     "open_clip",
     "prometheus_client",
+    "starlette",
     "tensorboard",
     "torch",
+    "uvicorn",
 )
 _EXTRAS = {
     "agent": "agent",
@@ -63,6 +66,7 @@ _EXTRAS = {
     "doctor": "agent",
     "export": "export",
     "export-classifier": "export",
+    "page": "web",
     "predict": "agent",
     "review": "agent",
     "run": "tracking",
@@ -82,6 +86,7 @@ for _command in (
     serve,
     status,
     watch,
+    page,
     devices,
     runs,
     backup,

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, TextIO
 
 import click
 
+from fedclip_edge.reporting.figures import duration
+
 if TYPE_CHECKING:
     from rich.live import Live
     from rich.progress import Progress, TaskID
@@ -166,14 +168,6 @@ class Meter:
             return None
         per_s = (done - before) / (now - began)
         return Rate(per_s, (total - done) / per_s)
-
-
-def duration(seconds: float) -> str:
-    """Return a duration in words, such as "12 min"."""
-    for unit, size_s in (("h", 3600), ("min", 60)):
-        if seconds >= 2 * size_s:
-            return f"{seconds / size_s:.0f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 @contextmanager

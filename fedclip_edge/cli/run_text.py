@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 from fedclip_edge.cli.device_tables import facts_text, gain_text, percent_text
-from fedclip_edge.cli.progress import duration
 from fedclip_edge.reporting import run_table
-from fedclip_edge.reporting.figures import kilobytes, norm
+from fedclip_edge.reporting.figures import duration, kilobytes, norm
 from fedclip_edge.reporting.run_figures import worst_first
 from fedclip_edge.reporting.run_words import conclusion
 from fedclip_edge.reporting.table import aligned, width_of

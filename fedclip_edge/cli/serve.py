@@ -66,6 +66,7 @@ def serve(
     exit_on_thread_failure()
     with stopping_on_signals(is_service=True):
         from fedclip_edge.coordinator import process
+        from fedclip_edge.coordinator.page_process import PageProcess
 
         loaded = process.load(config)
         process.serve(
@@ -75,4 +76,7 @@ def serve(
             take_over=take_over,
             from_round=from_round,
             new_run=new_run,
+            page=None
+            if loaded.page is None
+            else lambda children: PageProcess(config, children, as_json=as_json),
         )

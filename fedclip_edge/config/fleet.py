@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Literal
 
 from fedclip_edge.config.broker import BrokerAddress
+from fedclip_edge.config.listen import check_listen, host_and_port
+from fedclip_edge.config.page import PageSettings
 from fedclip_edge.config.reading import load, require
 from fedclip_edge.records import Plan, check_id
 
@@ -68,18 +70,12 @@ class MetricsEndpoint:
     listen: str  # HOST:PORT, such as "127.0.0.1:9464"; whoever reaches it can read all metrics
 
     def __post_init__(self) -> None:
-        host, colon, port = self.listen.rpartition(":")
-        is_port = port.isascii() and port.isdecimal() and len(port) < 6 and 1 <= int(port) <= 65535
-        require(
-            bool(colon and host.strip("[] ")) and is_port and (":" not in host or host[0] == "["),
-            f"listen: expected HOST:PORT, such as 127.0.0.1:9464, got {self.listen!r}",
-        )
+        check_listen(self.listen, "127.0.0.1:9464")
 
     @property
     def address(self) -> tuple[str, int]:
         """Host and port. The host of an IPv6 address has no brackets."""
-        host, _, port = self.listen.rpartition(":")
-        return host.strip("[]"), int(port)
+        return host_and_port(self.listen)
 
 
 @dataclass(frozen=True)
@@ -148,6 +144,7 @@ class FleetConfig:
     schedule: RunSchedule = field(default_factory=RunSchedule)  # when runs start by themselves
     trainer: Trainer | None = None  # an agent that `serve` also starts
     metrics: MetricsEndpoint | None = None  # for Prometheus; without it none are served
+    page: PageSettings | None = None  # the fleet's web page; without it none is served
 
     def __post_init__(self) -> None:
         check_id(self.fleet, "fleet")

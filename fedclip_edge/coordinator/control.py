@@ -1,7 +1,8 @@
 """The control socket of `serve`: a Unix socket through which the operator's commands arrive.
 
 One JSON object per line goes in, `{"command": "start", "arguments": {...}}`, and one comes out:
-`{"ok": true, "result": {...}}` or `{"ok": false, "error": "sentence"}`.
+`{"ok": true, "result": {...}}` or `{"ok": false, "error": "sentence"}`. A program that passes on
+what somebody else asked for adds `"via": "page (anna)"`, which the journal records too.
 
 Laws:
 - Only the user that runs `serve`, and root, can connect: the socket has mode 0600 from the moment
@@ -35,6 +36,7 @@ _ANSWERS_S = 60.0  # closing a round of many large updates takes seconds
 _SLOW_S = {"forget": 900.0}  # it adds up the contributions of all other devices again
 _PATH_BYTES = 107  # the longest path of a Unix socket on Linux (unix(7))
 _MODE = 0o600
+_VIA_MAX = 100  # characters
 
 Reply = Callable[[Mapping[str, Any]], None]
 
@@ -45,7 +47,7 @@ class Request:
 
     command: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    user: str = ""  # Unix user of the process that sent it
+    user: str = ""  # Unix user of the process that sent it, and what it says it sent it for
 
 
 class NotServingError(LinkError):
@@ -142,14 +144,16 @@ def listen(path: Path) -> ControlSocket:
     return control
 
 
-def ask(path: Path, command: str, **arguments: Any) -> dict[str, Any]:
+def ask(path: Path, command: str, via: str = "", /, **arguments: Any) -> dict[str, Any]:
     """Send one command to the coordinator behind the socket `path`; returns its result.
+
+    `via` names whoever asked this program for the command, for the journal.
 
     Raises NotServingError if no coordinator serves there, LinkError if it does not answer;
     ConfigError, with the coordinator's own sentence, if it refuses the command, or if this user may
     not connect.
     """
-    line = _line({"command": command, "arguments": arguments})
+    line = _line({"command": command, "arguments": arguments, **({"via": via} if via else {})})
     answers_s = _SLOW_S.get(command, _ANSWERS_S)
     try:
         with (
@@ -241,7 +245,10 @@ def _decoded(line: bytes, user: str) -> Request:
     arguments = found.get("arguments", {})
     if not isinstance(arguments, dict):
         raise ValueError("expected an object as 'arguments'")  # noqa: TRY004
-    return Request(found["command"], arguments, user)
+    via = found.get("via", "")
+    if not isinstance(via, str) or len(via) > _VIA_MAX or not via.isprintable():
+        raise ValueError(f"expected at most {_VIA_MAX} printable characters as 'via'")
+    return Request(found["command"], arguments, f"{user} via {via}" if via else user)
 
 
 def _line(content: Mapping[str, Any]) -> bytes:

@@ -15,6 +15,7 @@ from fedclip_edge.coordinator import commands, control, coordinator, registry_wa
 from fedclip_edge.coordinator.fleet_claim import claim_fleet
 from fedclip_edge.coordinator.journal import Journal, open_journal
 from fedclip_edge.coordinator.monitor import Monitor, monitored
+from fedclip_edge.coordinator.page_process import PageProcess
 from fedclip_edge.coordinator.run_choice import choose_run
 from fedclip_edge.coordinator.server import Basis, Server, coordinate, read_basis
 from fedclip_edge.coordinator.trainer import Trainer, start_trainer, trainer_id
@@ -63,12 +64,14 @@ def serve(
     take_over: bool = False,
     from_round: int | None = None,
     new_run: bool = False,
+    page: Callable[[Children], PageProcess] | None = None,
 ) -> None:
     """Run the coordinator until it is stopped, or with `once` until one run is over.
 
     `reload` reads the settings for each further run; without it they stay. `take_over` replaces a
     coordinator that is online. With `from_round`, the run first goes back to the model of this
-    closed round. With `new_run`, the journal's unfinished run is abandoned.
+    closed round. With `new_run`, the journal's unfinished run is abandoned. `page` starts the
+    process of the fleet's page, if it is wanted.
 
     Raises ConfigError if a file or a setting is wrong, or if another coordinator is online;
     BundleError if the bundle cannot be used; LinkError if no broker answers the first connection;
@@ -139,7 +142,8 @@ def serve(
             gc.freeze()
             if device is not None:
                 trainer = start_trainer(config, device, children, once=once)
-            _loop(server, operator, trainer, monitor, once=once)
+            shown = None if page is None else page(children)
+            _loop(server, operator, trainer, monitor, shown, once=once)
         finally:
             server.coordinator.say_goodbye()
         if trainer is not None and once:
@@ -161,6 +165,7 @@ def _loop(
     operator: control.ControlSocket,
     trainer: Trainer | None,
     monitor: Monitor | None,
+    page: PageProcess | None,
     *,
     once: bool,
 ) -> None:
@@ -191,6 +196,8 @@ def _loop(
             server.coordinator.tick(now)
             if monitor is not None:
                 monitor.look(server.coordinator, now)
+            if page is not None:
+                page.look(now)
             SYSTEMD.status(_status(server.coordinator))
         SYSTEMD.turn()
         server.end_run()

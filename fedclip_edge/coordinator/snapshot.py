@@ -20,6 +20,9 @@ from fedclip_edge.coordinator.journal_tables import Sent
 from fedclip_edge.pki.expiry import end_of
 from fedclip_edge.pki.registry import Registry
 
+# In the open round or vote. A device that is at work downloads the model or trains; it does not say
+# which, but it asks for an upload slot after that.
+Part = Literal["missing", "at work", "in the queue", "uploading", "refused", "done"]
 # The worst first; `revoked` is last because the operator has dealt with it.
 State = Literal[
     "refused", "muted", "left out", "offline", "not seen", "late", "encoding", "online", "revoked"
@@ -90,6 +93,7 @@ def status(serving: Coordinator, now: float, *, every: bool = False) -> dict[str
         "certificates": _certificates(serving),
         "traffic": _traffic(serving),
         "refused_messages": serving.refused_messages.total(),
+        "bundle": _bundle(serving),
         "devices": rows if every else bad[:SHOWN],
         "more": 0 if every else max(0, len(bad) - SHOWN),
     }
@@ -115,10 +119,7 @@ def devices(serving: Coordinator, now: float, *, by_class: bool = False) -> dict
         "run": serving.run_state.run.id,
         "rounds_closed": serving.run_state.model.round,
         "classes": list(serving.admission.class_names),
-        "bundle": {
-            "encoder_id": serving.run_state.run.encoder_id,
-            "classes_digest": serving.run_state.run.classes_digest,
-        },
+        "bundle": _bundle(serving),
         "devices": rows,
     }
 
@@ -164,6 +165,7 @@ def _row(view: _View, device: str) -> dict[str, Any]:
         "id": device,
         "state": state,
         "detail": detail,
+        "part": _part(view, device),
         "seen_s": _seconds(its.seen_s(device, view.now)),
         "domain": hello.domain if hello else (enrolled.domain if enrolled else ""),
         "roles": list(hello.capabilities.roles) if hello else [],
@@ -223,6 +225,27 @@ def _state(view: _View, device: str) -> tuple[State, str]:
     if device in view.late:
         return "late", "half of the deadline is over, and the round waits for it"
     return "online", ""
+
+
+def _part(view: _View, device: str) -> Part | None:
+    """The device's part in the open round or vote; None if it has none."""
+    rounds, slots = view.serving.rounds, view.serving.receiver.uploads.slots
+    if rounds.phase != "open" or device not in rounds.cohort:
+        return None
+    if device in rounds.kept:
+        return "done"
+    if device in rounds.rejected:
+        return "refused"
+    if not view.serving.devices.is_online(device):
+        return "missing"
+    if slots.holds(device):
+        return "uploading"
+    return "in the queue" if device in slots.waiting else "at work"
+
+
+def _bundle(serving: Coordinator) -> dict[str, str]:
+    run = serving.run_state.run
+    return {"encoder_id": run.encoder_id, "classes_digest": run.classes_digest}
 
 
 def _waiting(view: _View) -> dict[str, Any] | None:

@@ -74,3 +74,11 @@ def norm(value: object) -> str:
     if known is None:
         return "n/a"
     return f"{known:#.3g}" if known else "0"
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in words, such as "12 min"."""
+    for unit, size_s in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * size_s:
+            return f"{seconds / size_s:.0f} {unit}"
+    return f"{seconds:.0f} s"

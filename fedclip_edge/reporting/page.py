@@ -17,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from fedclip_edge.reporting.figures import (
     decimal,
     difference,
+    duration,
     kilobytes,
     nats,
     norm,
@@ -34,8 +35,17 @@ def write_page(path: Path, template: Path, values: dict[str, Any]) -> None:
     The template may include templates of this package. Raises jinja2's UndefinedError for a missing
     value, its TemplateNotFound for a missing template, and OSError if the file cannot be written.
     """
+    page = templates(template.parent).get_template(template.name).render(**values)
+    atomic.write_file(path, page.encode(errors="replace"))  # a file name can hold any bytes
+
+
+def templates(*folders: Path) -> Environment:
+    """Return an environment with the templates of these folders and of this package.
+
+    A template of an earlier folder hides one of the same name in a later one.
+    """
     environment = Environment(
-        loader=FileSystemLoader([template.parent, Path(__file__).resolve().parent]),
+        loader=FileSystemLoader([*folders, Path(__file__).resolve().parent]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -47,10 +57,10 @@ def write_page(path: Path, template: Path, values: dict[str, Any]) -> None:
         points=points,
         kilobytes=kilobytes,
         decimal=decimal,
+        duration=duration,
         whole=whole,
         nats=nats,
         norm=norm,
     )
     environment.filters["pieces"] = pieces
-    page = environment.get_template(template.name).render(**values)
-    atomic.write_file(path, page.encode(errors="replace"))  # a file name can hold any bytes
+    return environment

@@ -8,7 +8,7 @@ from typing import Any
 
 from fedclip_edge.reporting.chart import NARROW_PX, WIDE_PX, Chart, Line, chart_layout
 from fedclip_edge.reporting.figures import number
-from fedclip_edge.reporting.page import write_page
+from fedclip_edge.reporting.page import templates, write_page
 from fedclip_edge.reporting.run_figures import (
     KINDS,
     UNKNOWN,
@@ -36,10 +36,31 @@ def write_run_page(path: Path, summary: Summary, examples: Mapping[str, Any] | N
     `summary` is described in run_figures.py. `examples` are the demo's pictures: values of the
     template's section for them. Raises OSError if the file cannot be written.
     """
+    write_page(path, TEMPLATE, _values(summary, examples))
+
+
+def run_page(summary: Summary) -> str:
+    """Return the page of a run of a fleet as text."""
+    return templates().get_template(TEMPLATE.name).render(**_values(summary))
+
+
+def run_charts(summary: Summary) -> list[tuple[str, Chart]]:
+    """Return the charts of accuracy by round, as (class of the drawing, chart), for two widths."""
+    return _charts(_device_lines(_sorted(summary), names_of(summary)))
+
+
+def _sorted(summary: Summary) -> Summary:
+    """Put the worst device first, if there are too many for a line each."""
     if len(summary["devices"]) > _LINES_MAX:
-        summary = {**summary, "devices": worst_first(summary["devices"])}
+        return {**summary, "devices": worst_first(summary["devices"])}
+    return summary
+
+
+def _values(summary: Summary, examples: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the values of the template."""
+    summary = _sorted(summary)
     names = names_of(summary)
-    values = {
+    return {
         "summary": summary,
         "demo": is_demo(summary),
         "apart": apart(summary),
@@ -57,7 +78,6 @@ def write_run_page(path: Path, summary: Summary, examples: Mapping[str, Any] | N
         "unreadable": (),
         **(examples or {}),
     }
-    write_page(path, TEMPLATE, values)
 
 
 def _device_lines(summary: Summary, names: Mapping[str, str]) -> list[Line]:

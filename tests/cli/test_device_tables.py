@@ -175,7 +175,7 @@ def test_without_a_terminal_there_are_no_colours() -> None:
 def test_on_a_terminal_a_bad_state_has_a_colour(
     terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = [row("cam-01", "refused"), row("cam-02", "offline"), row("cam-03")]
+    rows = [row("cam-01", "refused"), row("cam-02", "late"), row("cam-03")]
     lines = device_tables.device_table(rows, terminal).splitlines()[2:5]
     assert ["\x1b[31m" in line for line in lines] == [True, False, False]
     assert ["\x1b[33m" in line for line in lines] == [False, True, False]

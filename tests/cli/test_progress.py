@@ -128,14 +128,6 @@ def test_the_rate_leaves_out_what_was_done_before(clock: Clock) -> None:
     assert meter.measure(15, 100) == progress.Rate(1.0, 85.0)
 
 
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(0.4, "0 s"), (119, "119 s"), (120, "2 min"), (7199, "120 min"), (7200, "2 h"), (1e5, "28 h")],
-)
-def test_a_duration_in_words(seconds: float, words: str) -> None:
-    assert progress.duration(seconds) == words
-
-
 @pytest.mark.parametrize("as_json", [False, True])
 def test_an_agent_that_encodes_says_so_every_30_s(
     as_json: bool, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -65,6 +65,15 @@ def test_a_command_arrives_with_its_arguments_and_user_and_is_answered(
     assert came == [Request("start", {"start": "last", "rounds": 3}, user)]
 
 
+def test_a_program_says_who_asked_it_for_a_command(opened: ControlSocket, path: Path) -> None:
+    with answering(opened, control.success({})) as came:
+        ask(path, "pause", "page (anna)")
+        for wrong in ("a" * 101, "two\nlines"):
+            with pytest.raises(ConfigError, match="printable characters as 'via'"):
+                ask(path, "pause", wrong)
+    assert [one.user for one in came] == [f"{getpass.getuser()} via page (anna)"]
+
+
 def test_a_refusal_is_the_coordinators_own_sentence(opened: ControlSocket, path: Path) -> None:
     with (
         answering(opened, control.failure("no such run; do this")),

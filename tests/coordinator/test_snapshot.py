@@ -148,3 +148,13 @@ def test_a_run_that_is_over_waits_for_nothing(fleet: Fleet) -> None:
     found = status(fleet)
     assert (found["run"]["state"], found["waiting"]) == ("done", None)
     assert found["run"]["running_s"] >= 0
+
+
+def test_in_an_open_round_each_device_has_its_part(fleet: Fleet) -> None:
+    parts = {one["id"]: one["part"] for one in status(fleet, every=True)["devices"]}
+    assert set(parts.values()) <= {"at work", "in the queue", "uploading", "done"}
+    silence(fleet, "cam-0")
+    until(fleet, lambda: len(state(fleet).kept) == 2)
+    found = {one["id"]: one["part"] for one in status(fleet, every=True)["devices"]}
+    assert (found["cam-1"], found["cam-2"]) == ("done", "done")
+    assert found["cam-0"] != "done"

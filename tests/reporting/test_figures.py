@@ -9,6 +9,7 @@ import pytest
 from fedclip_edge.reporting.figures import (
     decimal,
     difference,
+    duration,
     kilobytes,
     number,
     percent,
@@ -49,3 +50,11 @@ def test_a_difference_is_that_of_the_figures_shown() -> None:
     accuracy = {"before": 0.5004, "after": 0.5106}  # shown as 50.0 % and 51.1 %
     assert points(difference(accuracy, "after", "before")) == "+1.1"
     assert points(accuracy["after"] - accuracy["before"]) == "+1.0"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.4, "0 s"), (119, "119 s"), (120, "2 min"), (7199, "120 min"), (7200, "2 h"), (1e5, "28 h")],
+)
+def test_a_duration_in_words(seconds: float, words: str) -> None:
+    assert duration(seconds) == words

@@ -14,6 +14,7 @@ from fedclip_edge.config.answers import AnswersBroker, AnswersConfig
 from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.config.fleet import FleetConfig, MetricsEndpoint, RunRules, RunSchedule, Trainer
 from fedclip_edge.config.limits import Limits
+from fedclip_edge.config.page import PageSettings
 from fedclip_edge.learning.methods import (
     auto,
     clip_adapter,
@@ -132,6 +133,14 @@ MEANINGS: Mapping[type[Any], Mapping[str, str]] = {
     },
     Trainer: {
         "config": "The `agent.toml` of that device. It has the same fleet and broker.",
+    },
+    PageSettings: {
+        "listen": "Address of the page, `HOST:PORT`. An address that other machines can reach needs "
+        "`certificate` and `key`.",
+        "names": "Further host names under which browsers may open the page. A request for any "
+        "other name is refused.",
+        "certificate": "PEM file with the certificate chain that the page shows. It turns on HTTPS.",
+        "key": "PEM file with the private key of that certificate.",
     },
     MetricsEndpoint: {
         "listen": "Host and port at which `serve` answers Prometheus, at `/metrics`. There is no "
@@ -313,6 +322,8 @@ TABLES: Mapping[str, str] = {
     "Without this table there is no such device.",
     "metrics": "The coordinator's metrics for Prometheus; see "
     "[Monitoring](../how-to/monitoring.md). Without this table there are none.",
+    "page": "The fleet's web page; see [A page for the fleet](../how-to/fleet-page.md). Without this "
+    "table there is none.",
     "data": "The pictures of this device.",
     "inbox": "Pictures that nobody has labelled yet. Without this table there are none but those that "
     "lie in the folder of `[data]` without a label.",

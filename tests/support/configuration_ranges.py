@@ -17,6 +17,7 @@ from fedclip_edge.config.answers import AnswersBroker, AnswersConfig
 from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.config.fleet import FleetConfig, MetricsEndpoint, RunRules, RunSchedule, Trainer
 from fedclip_edge.config.limits import Limits
+from fedclip_edge.config.page import PageSettings
 from fedclip_edge.learning import methods, strategies
 from fedclip_edge.learning.methods import (
     auto,
@@ -153,6 +154,20 @@ RANGES: Mapping[type[Any], Mapping[str, Range]] = {
         "cohort": integers(0),
         "upload_slots": integers(1),
         "absent": CHOICE,
+    },
+    PageSettings: {
+        "listen": Range(
+            "`HOST:PORT`",
+            ("127.0.0.1:8080", "[::1]:1", "a.example:65535", "0.0.0.0:80"),
+            ("8080", ":8080", "127.0.0.1:0", "127.0.0.1:65536", "::1:8080", ""),
+        ),
+        "names": Range(
+            "host names without a port",
+            ([], ["fleet.example", "box-1"], ["10.0.0.7"]),
+            ([""], ["fleet.example:80"], ["a b"], ["-a"], "fleet.example"),
+        ),
+        "certificate": PATH,
+        "key": PATH,
     },
     MetricsEndpoint: {
         "listen": Range(

@@ -27,6 +27,7 @@ PROGRAMS: Mapping[str, str] = {
     "learning/strategies/": BOTH,
     "pki/": BOTH,
     "processes/": BOTH,
+    "web/": COORDINATOR,
     "transport/": BOTH,
 }
 
@@ -383,6 +384,19 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
         "run_done": Event("The run is over. With `--once` the agent ends, otherwise it waits."),
     },
     COORDINATOR: {
+        "page_served": Event(
+            "The fleet's page can be opened at `address`.",
+            "Log in with the content of `token_file`.",
+        ),
+        "page_login": Event("Somebody logged in to the page, with the token."),
+        "page_login_refused": Event(
+            "Somebody tried to log in to the page with a wrong token.",
+            "If you do not know the address, find out who can reach the page.",
+        ),
+        "page_ended": Event(
+            "The process of the page ended; the coordinator goes on. It is started again after 5 s, "
+            "unless `hint` says what to correct.",
+        ),
         "bundle_offered": Event(
             "Devices that have another bundle than the run fetch this one from the coordinator."
         ),
@@ -610,7 +624,9 @@ FIELDS: Mapping[str, str] = {
     "error. `unknown` is the share of the test pictures that the shared model calls unknown, once it "
     "has a threshold. `zero_shot_all`, at the end, is the zero-shot accuracy on all pictures.",
     "absent": "Devices that were away or late.",
-    "address": "Host and port of the metrics.",
+    "address": "Host and port of the metrics or, of the page, its address or that of a browser.",
+    "token_file": "The file with the token that opens the page.",
+    "name": "The name that the person gave; it is not proven.",
     "again_s": "Seconds until the next attempt.",
     "serial": "Serial number of the bundle.",
     "signer": "Beginning of the public key that signed the bundle.",

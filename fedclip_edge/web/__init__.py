@@ -1,0 +1,1 @@
+"""Parts that the web pages of the coordinator and of the device share."""
