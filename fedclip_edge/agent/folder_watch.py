@@ -29,7 +29,7 @@ from fedclip_edge.agent.folder_guard import FolderGuard
 from fedclip_edge.vision.completeness import is_complete
 from fedclip_edge.vision.datasets import Picture
 from fedclip_edge.vision.labels import UNLABELLED
-from fedclip_edge.vision.picture_files import find_pictures, is_ignored, is_picture
+from fedclip_edge.vision.picture_files import find_pictures, is_ignored, is_picture, unreadable
 from fedclip_edge.vision.picture_index import FileState, PictureIndex, state_of
 
 _STILL_S = 0.25
@@ -88,6 +88,7 @@ class FolderWatch:
     _paths: dict[str, str] = field(default_factory=dict)  # hash by path
     _copies: Counter[str] = field(default_factory=Counter)  # number of files by hash
     _pending: dict[str, _Pending] = field(default_factory=dict)
+    _unreadable: dict[str, FileState] = field(default_factory=dict)  # at the last attempt
     _gone: dict[str, float] = field(default_factory=dict)  # by hash, the time when it went
     _known: set[str] = field(default_factory=set)  # hashes that are not new
     _new: list[Picture] = field(default_factory=list)
@@ -184,12 +185,15 @@ class FolderWatch:
             state = state_of(name)
         except OSError:
             self._pending.pop(name, None)
+            self._unreadable.pop(name, None)
             self._take_away(name, now)
             return
         found = self.index.known_hash(name, state)
         before = self._pending.get(name)
         if found is not None:
             self._add(name, found, now)
+        elif self._unreadable.get(name) == state:
+            return
         elif before is None or before.state != state:
             self._pending[name] = _Pending(state, now - self._age(state))
 
@@ -238,9 +242,10 @@ class FolderWatch:
                 if now - pending.since < _INCOMPLETE_S and not is_complete(path):
                     continue
                 found = self.index.hash_of(path)
-            except OSError:
+            except OSError as error:
                 if not self._is_away(name):
                     self._take_away(name, now)
+                    self._leave_out(path, pending.state, error)
             else:
                 self._add(name, found, now)
             del self._pending[name]
@@ -263,6 +268,12 @@ class FolderWatch:
                 path = Path(name)
                 self._new.append(Picture(path, self.label_of(path, found), found))
         self._old_paths.discard(name)
+
+    def _leave_out(self, path: Path, state: FileState, error: OSError) -> None:
+        """Log a file that cannot be read, once until it changes, if it is there at all."""
+        if path.exists() and not path.is_dir():
+            self._unreadable[str(path)] = state
+            log.event("picture_skipped", picture=path, reason=unreadable(error))
 
     def _take_away(self, name: str, now: float) -> None:
         """Note that a file is gone, or has other bytes."""

@@ -14,6 +14,7 @@ Laws:
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections import deque
@@ -33,7 +34,7 @@ from fedclip_edge.storage.sqlite import (
     errors_as,
     open_database,
 )
-from fedclip_edge.vision.pictures import picture_hash
+from fedclip_edge.vision.picture_bytes import parts_of
 
 RECENT_S = 3.0  # FAT has a resolution of 2 s
 
@@ -73,8 +74,11 @@ class Event(NamedTuple):
 
 
 def hash_file(path: Path) -> str:
-    """Read a file and return its picture hash; raises OSError."""
-    return picture_hash(path.read_bytes())
+    """Read a file and return its picture hash; raises the errors of `open_picture`."""
+    digest = hashlib.sha256()
+    for part in parts_of(path):  # a large file is not read into memory as a whole
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def state_of(path: str | Path) -> FileState:
