@@ -26,6 +26,7 @@ from types import TracebackType
 from fedclip_edge import log
 from fedclip_edge.agent.file_events import FileEvents
 from fedclip_edge.agent.folder_guard import FolderGuard
+from fedclip_edge.errors import DiskError
 from fedclip_edge.vision.completeness import is_complete
 from fedclip_edge.vision.datasets import Picture
 from fedclip_edge.vision.labels import UNLABELLED
@@ -100,6 +101,7 @@ class FolderWatch:
     _has_searched: bool = False
     _was_watching: bool = False
     _has_news: bool = False  # that the index has not saved
+    _is_unsaved: bool = False  # the last attempt failed
 
     def __post_init__(self) -> None:
         self.events = FileEvents(self.folders)
@@ -142,7 +144,7 @@ class FolderWatch:
     def changes(self, now: float | None = None) -> Changes:
         """Return the pictures that came and went since the last call; `now` is monotonic.
 
-        Raises DiskError if the index cannot be written, and the errors of `forget`.
+        Raises the errors of `forget`. While the index cannot be written, it stays in memory.
         """
         now = time.monotonic() if now is None else now
         reported = self.events.take()
@@ -220,7 +222,7 @@ class FolderWatch:
                 self._take_away(name, now)
         if not self.is_away():  # by now
             self.index.keep_only(found)
-            self.index.save()
+            self._save()
         self._has_searched = True
         took = time.monotonic() - began
         self._search_at = now + (
@@ -303,12 +305,23 @@ class FolderWatch:
     def _audit(self, now: float) -> None:
         """Save the index if there is something new, and read one known file again."""
         if self._has_news:
-            self._has_news = False
-            self.index.save()
+            self._has_news = not self._save()
         changed = self.index.audit()
         if changed is not None:
             log.event("picture_changed_unnoticed", picture=changed)
             self._add(str(changed), self.index.hash_of(changed), now)
+
+    def _save(self) -> bool:
+        """Save the index; False, and one log line, if the disk is full or cannot be written."""
+        try:
+            self.index.save()
+        except DiskError as error:
+            if not self._is_unsaved:
+                log.event("picture_index_not_saved", file=self.index.file, reason=str(error))
+            self._is_unsaved = True
+        else:
+            self._is_unsaved = False
+        return not self._is_unsaved
 
     def _is_away(self, name: str) -> bool:
         return any(guard.is_away and _is_below(name, guard.folder) for guard in self._guards)

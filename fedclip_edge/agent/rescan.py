@@ -46,12 +46,13 @@ def watched(config: AgentConfig, bundle: Bundle) -> Iterator[FolderWatch]:
     labels = labels_for(config, bundle.classes.names)
 
     def label_of(path: Path, picture: str) -> int:
-        with contextlib.suppress(DataError):  # the next reading of the folder says it
+        with contextlib.suppress(DataError, DiskError):  # the next reading of the folder says it
             labels.refresh()
         return labels.of(path, picture)
 
     def forget(hashes: Sequence[str]) -> None:
-        with FeatureCache(config.state_dir / CACHE) as cache:
+        # While the disk is full, the features stay; they harm nothing.
+        with contextlib.suppress(DiskError), FeatureCache(config.state_dir / CACHE) as cache:
             cache.forget(hashes)
 
     index.open()
@@ -107,7 +108,7 @@ class Rescan:
                 self.watch.index,
                 self.trainer.data,
             )
-        except (DataError, WorkerError) as error:
+        except (DataError, DiskError, WorkerError) as error:
             if str(error) != self._unread:
                 self._unread = str(error)
                 log.event("pictures_not_read", reason=str(error))

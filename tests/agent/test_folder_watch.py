@@ -18,6 +18,7 @@ from PIL import Image
 from fedclip_edge import log
 from fedclip_edge.agent import file_events, folder_watch
 from fedclip_edge.agent.folder_watch import FolderWatch
+from fedclip_edge.errors import DiskError
 from fedclip_edge.vision import picture_index
 from fedclip_edge.vision.picture_index import PictureIndex, hash_file
 
@@ -327,3 +328,25 @@ def test_a_pipe_and_a_huge_file_are_left_out_and_others_go_on(
             "picture_skipped cannot be read: it has 1024 MiB, and a picture has 512 at most"
         ]
     assert watched.new == []
+
+
+def test_a_full_disk_does_not_end_the_watch(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite itself refuses to write here, as on a full disk."""
+    monkeypatch.setattr(folder_watch, "_AUDIT_S", 0.1)
+    watched = watched.restart()
+    database = watched.watch.index._db
+    assert database is not None
+    (pages,) = database.execute("PRAGMA page_count").fetchone()
+    database.execute(f"PRAGMA max_page_count = {pages}")
+    said: list[str] = []
+    with log.observed(lambda name, _: said.append(name)):
+        for number in range(60):
+            picture(watched.site / "inbox" / f"{number}-{'x' * 200}.png", number + 2)
+        watched.until(lambda: "picture_index_not_saved" in said and len(watched.new) == 60)
+        with pytest.raises(DiskError):
+            watched.watch.index.save()
+        database.execute(f"PRAGMA max_page_count = {pages + 1000}")
+        watched.until(lambda: not watched.watch._has_news)
+    assert said.count("picture_index_not_saved") == 1

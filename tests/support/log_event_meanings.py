@@ -180,6 +180,11 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "The index of the pictures, `state_dir/pictures.sqlite`, is damaged or of another version. "
             "It is made anew, so all pictures are read once.",
         ),
+        "picture_index_not_saved": Event(
+            "The index of the pictures cannot be written. The device goes on with the index in memory, "
+            "and tries again.",
+            "Free or repair the disk. If the agent ends before that, pictures are read again.",
+        ),
         "encoding_new_pictures": Event(
             "The device needs more than a few seconds to encode new pictures. Until it is ready it "
             "counts as offline.",
