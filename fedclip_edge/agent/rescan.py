@@ -51,8 +51,11 @@ def watched(config: AgentConfig, bundle: Bundle) -> Iterator[FolderWatch]:
         return labels.of(path, picture)
 
     def forget(hashes: Sequence[str]) -> None:
-        # While the disk is full, the features stay; they harm nothing.
-        with contextlib.suppress(DiskError), FeatureCache(config.state_dir / CACHE) as cache:
+        # While the cache cannot be written, the features stay; they harm nothing.
+        with (
+            contextlib.suppress(DataError, DiskError),
+            FeatureCache(config.state_dir / CACHE) as cache,
+        ):
             cache.forget(hashes)
 
     index.open()

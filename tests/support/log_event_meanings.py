@@ -176,6 +176,11 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "same. From now on it counts as the new picture.",
             "Check the disk, and the program that writes the pictures.",
         ),
+        "feature_cache_rebuilt": Event(
+            "The features of the pictures, `state_dir/features.sqlite`, are damaged. The file is made "
+            "anew, so all pictures are encoded again.",
+            "If it happens again, replace the disk.",
+        ),
         "picture_index_rebuilt": Event(
             "The index of the pictures, `state_dir/pictures.sqlite`, is damaged or of another version. "
             "It is made anew, so all pictures are read once.",
