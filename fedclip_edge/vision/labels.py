@@ -191,11 +191,11 @@ def _csv(path: Path, text: str) -> Iterator[tuple[str, str]]:
     first = text.partition("\n")[0]
     delimiter = max(",;\t", key=first.count)  # a spreadsheet writes that of its language
     rows = csv.reader(io.StringIO(text), delimiter=delimiter)
-    header = [cell.strip().lower() for cell in next(rows, [])]
-    if "file" not in header or "label" not in header:
-        raise DataError(f"{path}: the first line must name the columns file and label")
-    places = header.index("file"), header.index("label")
     try:
+        header = [cell.strip().lower() for cell in next(rows, [])]
+        if "file" not in header or "label" not in header:
+            raise DataError(f"{path}: the first line must name the columns file and label")
+        places = header.index("file"), header.index("label")
         for row in rows:
             if not any(cell.strip() for cell in row):
                 continue

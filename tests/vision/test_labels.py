@@ -203,3 +203,10 @@ def test_a_pipe_beside_a_picture_is_no_side_car(tmp_path: Path, ending: str) -> 
     write(tmp_path / "p" / "dog" / "a.jpg")
     with pipe_at(tmp_path / "p" / "dog" / f"a{ending}"):
         assert read(labels(tmp_path / "p")) == ({"p/dog/a.jpg": "dog"}, [])
+
+
+def test_a_manifest_whose_first_line_has_no_end_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "p" / "dog" / "a.jpg")
+    manifest = write(tmp_path / "labels.csv", "file,label," + "x" * 200_000)
+    with pytest.raises(DataError, match="line 1: field larger than field limit"):
+        read(labels(tmp_path / "p", manifest))
