@@ -24,7 +24,7 @@ from fedclip_edge.agent.folder_watch import FolderWatch
 from fedclip_edge.agent.session import Session
 from fedclip_edge.agent.trainer import LocalTrainer
 from fedclip_edge.config.agent import AgentConfig
-from fedclip_edge.errors import DataError, DiskError, WorkerError
+from fedclip_edge.errors import BundleError, DataError, DiskError, WorkerError
 from fedclip_edge.vision.bundle import Bundle
 from fedclip_edge.vision.cache import FeatureCache
 from fedclip_edge.vision.picture_files import labels_of
@@ -111,7 +111,7 @@ class Rescan:
                 self.watch.index,
                 self.trainer.data,
             )
-        except (DataError, DiskError, WorkerError) as error:
+        except (BundleError, DataError, DiskError, WorkerError) as error:
             if str(error) != self._unread:
                 self._unread = str(error)
                 log.event("pictures_not_read", reason=str(error))
