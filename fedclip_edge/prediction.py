@@ -27,9 +27,9 @@ from fedclip_edge.records import F32, ClassTexts, Model, normalized_name
 from fedclip_edge.vision import picture_files
 from fedclip_edge.vision.embedding import Cache, PictureEncoder
 from fedclip_edge.vision.pace import pace_of
+from fedclip_edge.vision.picture_bytes import NO_FILE, read_picture
 from fedclip_edge.vision.picture_files import (
     EXTENSIONS,
-    NO_FILE,
     LeftOut,
     Skipped,
     labels_of,
@@ -168,7 +168,7 @@ class _File:
 
 def _read(asked: Asked) -> _File:
     try:
-        data = asked.path.read_bytes()
+        data = read_picture(asked.path)
     except OSError as error:
         return _File(asked, reason=unreadable(error))
     return _File(asked, picture_hash(data), data)

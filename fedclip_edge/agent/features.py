@@ -22,6 +22,7 @@ from fedclip_edge.processes.systemd import SYSTEMD
 from fedclip_edge.records import I64, Features
 from fedclip_edge.vision.bundle import Bundle, key_of
 from fedclip_edge.vision.cache import FeatureCache
+from fedclip_edge.vision.cache_file import DamagedCacheError, delete_cache_file
 from fedclip_edge.vision.datasets import Picture, Split, split
 from fedclip_edge.vision.device_pictures import read_device
 from fedclip_edge.vision.embedding import Progress, embed_pictures
@@ -191,7 +192,22 @@ def _labels(pictures: Sequence[Picture]) -> I64:
 def missing_features(
     config: AgentConfig, bundle: Bundle, pictures: Mapping[str, Picture]
 ) -> tuple[list[Picture], int]:
-    """Find the pictures, by hash, that are not in the cache; and count damaged features."""
+    """Find the pictures, by hash, that are not in the cache; and count damaged features.
+
+    A cache that is damaged is made anew: it holds nothing that cannot be computed again.
+    """
+    try:
+        return _not_cached(config, bundle, pictures)
+    except DamagedCacheError as error:
+        cache = config.state_dir / CACHE
+        log.event("feature_cache_rebuilt", file=cache, reason=str(error.__cause__ or error))
+        delete_cache_file(cache)
+        return _not_cached(config, bundle, pictures)
+
+
+def _not_cached(
+    config: AgentConfig, bundle: Bundle, pictures: Mapping[str, Picture]
+) -> tuple[list[Picture], int]:
     key, missing = key_of(bundle, config.encoder), list[Picture]()
     hashes = list(pictures)
     with FeatureCache(config.state_dir / CACHE) as cache:

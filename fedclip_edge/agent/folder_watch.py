@@ -26,10 +26,11 @@ from types import TracebackType
 from fedclip_edge import log
 from fedclip_edge.agent.file_events import FileEvents
 from fedclip_edge.agent.folder_guard import FolderGuard
+from fedclip_edge.errors import DiskError
 from fedclip_edge.vision.completeness import is_complete
 from fedclip_edge.vision.datasets import Picture
 from fedclip_edge.vision.labels import UNLABELLED
-from fedclip_edge.vision.picture_files import find_pictures, is_ignored, is_picture
+from fedclip_edge.vision.picture_files import find_pictures, is_ignored, is_picture, unreadable
 from fedclip_edge.vision.picture_index import FileState, PictureIndex, state_of
 
 _STILL_S = 0.25
@@ -88,6 +89,7 @@ class FolderWatch:
     _paths: dict[str, str] = field(default_factory=dict)  # hash by path
     _copies: Counter[str] = field(default_factory=Counter)  # number of files by hash
     _pending: dict[str, _Pending] = field(default_factory=dict)
+    _unreadable: dict[str, FileState] = field(default_factory=dict)  # at the last attempt
     _gone: dict[str, float] = field(default_factory=dict)  # by hash, the time when it went
     _known: set[str] = field(default_factory=set)  # hashes that are not new
     _new: list[Picture] = field(default_factory=list)
@@ -99,6 +101,7 @@ class FolderWatch:
     _has_searched: bool = False
     _was_watching: bool = False
     _has_news: bool = False  # that the index has not saved
+    _is_unsaved: bool = False  # the last attempt failed
 
     def __post_init__(self) -> None:
         self.events = FileEvents(self.folders)
@@ -141,7 +144,7 @@ class FolderWatch:
     def changes(self, now: float | None = None) -> Changes:
         """Return the pictures that came and went since the last call; `now` is monotonic.
 
-        Raises DiskError if the index cannot be written, and the errors of `forget`.
+        Raises the errors of `forget`. While the index cannot be written, it stays in memory.
         """
         now = time.monotonic() if now is None else now
         reported = self.events.take()
@@ -184,12 +187,15 @@ class FolderWatch:
             state = state_of(name)
         except OSError:
             self._pending.pop(name, None)
+            self._unreadable.pop(name, None)
             self._take_away(name, now)
             return
         found = self.index.known_hash(name, state)
         before = self._pending.get(name)
         if found is not None:
             self._add(name, found, now)
+        elif self._unreadable.get(name) == state:
+            return
         elif before is None or before.state != state:
             self._pending[name] = _Pending(state, now - self._age(state))
 
@@ -216,7 +222,7 @@ class FolderWatch:
                 self._take_away(name, now)
         if not self.is_away():  # by now
             self.index.keep_only(found)
-            self.index.save()
+            self._save()
         self._has_searched = True
         took = time.monotonic() - began
         self._search_at = now + (
@@ -238,9 +244,10 @@ class FolderWatch:
                 if now - pending.since < _INCOMPLETE_S and not is_complete(path):
                     continue
                 found = self.index.hash_of(path)
-            except OSError:
+            except OSError as error:
                 if not self._is_away(name):
                     self._take_away(name, now)
+                    self._leave_out(path, pending.state, error)
             else:
                 self._add(name, found, now)
             del self._pending[name]
@@ -263,6 +270,12 @@ class FolderWatch:
                 path = Path(name)
                 self._new.append(Picture(path, self.label_of(path, found), found))
         self._old_paths.discard(name)
+
+    def _leave_out(self, path: Path, state: FileState, error: OSError) -> None:
+        """Log a file that cannot be read, once until it changes, if it is there at all."""
+        if path.exists() and not path.is_dir():
+            self._unreadable[str(path)] = state
+            log.event("picture_skipped", picture=path, reason=unreadable(error))
 
     def _take_away(self, name: str, now: float) -> None:
         """Note that a file is gone, or has other bytes."""
@@ -292,12 +305,23 @@ class FolderWatch:
     def _audit(self, now: float) -> None:
         """Save the index if there is something new, and read one known file again."""
         if self._has_news:
-            self._has_news = False
-            self.index.save()
+            self._has_news = not self._save()
         changed = self.index.audit()
         if changed is not None:
             log.event("picture_changed_unnoticed", picture=changed)
             self._add(str(changed), self.index.hash_of(changed), now)
+
+    def _save(self) -> bool:
+        """Save the index; False, and one log line, if the disk is full or cannot be written."""
+        try:
+            self.index.save()
+        except DiskError as error:
+            if not self._is_unsaved:
+                log.event("picture_index_not_saved", file=self.index.file, reason=str(error))
+            self._is_unsaved = True
+        else:
+            self._is_unsaved = False
+        return not self._is_unsaved
 
     def _is_away(self, name: str) -> bool:
         return any(guard.is_away and _is_below(name, guard.folder) for guard in self._guards)

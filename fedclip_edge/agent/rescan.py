@@ -26,7 +26,7 @@ from fedclip_edge.agent.folder_watch import FolderWatch
 from fedclip_edge.agent.session import Session
 from fedclip_edge.agent.trainer import LocalTrainer
 from fedclip_edge.config.agent import AgentConfig
-from fedclip_edge.errors import DataError, DiskError, WorkerError
+from fedclip_edge.errors import BundleError, DataError, DiskError, WorkerError
 from fedclip_edge.processes.worker import PausedError
 from fedclip_edge.vision.bundle import Bundle
 from fedclip_edge.vision.cache import FeatureCache
@@ -49,12 +49,16 @@ def watched(config: AgentConfig, bundle: Bundle) -> Iterator[FolderWatch]:
     labels = labels_for(config, bundle.classes.names)
 
     def label_of(path: Path, picture: str) -> int:
-        with contextlib.suppress(DataError):  # the next reading of the folder says it
+        with contextlib.suppress(DataError, DiskError):  # the next reading of the folder says it
             labels.refresh()
         return labels.of(path, picture)
 
     def forget(hashes: Sequence[str]) -> None:
-        with FeatureCache(config.state_dir / CACHE) as cache:
+        # While the cache cannot be written, the features stay; they harm nothing.
+        with (
+            contextlib.suppress(DataError, DiskError),
+            FeatureCache(config.state_dir / CACHE) as cache,
+        ):
             cache.forget(hashes)
 
     index.open()
@@ -113,7 +117,7 @@ class Rescan:
         except PausedError:
             self._run, self.read_at = "", -math.inf  # it is read again after the pause
             data = self.trainer.data
-        except (DataError, WorkerError) as error:
+        except (BundleError, DataError, DiskError, WorkerError) as error:
             if str(error) != self._unread:
                 self._unread = str(error)
                 log.event("pictures_not_read", reason=str(error))

@@ -34,6 +34,10 @@ CREATE INDEX IF NOT EXISTS block_of_key ON block (key);
 )
 
 
+class DamagedCacheError(DataError):
+    """The file is damaged, so its features have to be computed again."""
+
+
 def open_cache_file(path: Path) -> Connection:
     """Open the file, or create it.
 
@@ -76,9 +80,21 @@ def _opening(path: Path) -> Iterator[None]:
         ) from None
 
 
+def delete_cache_file(path: Path) -> None:
+    """Delete the file and its log; raises DiskError."""
+    try:
+        for end in ("", "-wal", "-shm"):
+            Path(f"{path}{end}").unlink(missing_ok=True)
+    except OSError as error:
+        raise DiskError(
+            f"the damaged feature cache {path} cannot be deleted: {error.strerror or error}; "
+            "free or repair the disk"
+        ) from error
+
+
 @contextmanager
 def errors_of(path: Path) -> Iterator[None]:
-    """Turn SQLite's errors into a DiskError, or a DataError for a damaged file."""
+    """Turn SQLite's errors into a DiskError, or a DamagedCacheError."""
 
     def refused(error: Exception) -> DiskError:  # locked, read-only, disk full
         return DiskError(
@@ -86,13 +102,13 @@ def errors_of(path: Path) -> Iterator[None]:
             "check the free disk space, the permissions and other programs that use the file"
         )
 
-    def damaged(error: Exception) -> DataError:
+    def damaged(error: Exception) -> DamagedCacheError:
         if "not a database" in str(error):  # it may be a file that the user needs
-            return DataError(
+            return DamagedCacheError(
                 f"{path} is not a feature cache, or is badly damaged; name another file, or delete "
                 "it if it is a cache, and the features are computed again"
             )
-        return DataError(
+        return DamagedCacheError(
             f"the feature cache {path} is damaged ({error}); "
             "delete it, and the features are computed again"
         )

@@ -9,6 +9,8 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
+from fedclip_edge.vision.picture_bytes import open_picture
+
 _TAIL = 64 * 1024  # some cameras write data of their own after the end of a JPEG
 
 
@@ -18,7 +20,7 @@ def is_complete(path: Path) -> bool:
     False for an empty file, for a JPEG or PNG without its end marker, and for a WebP or BMP that is
     shorter than its header says.
     """
-    with path.open("rb") as file:
+    with open_picture(path) as file:
         size = os.fstat(file.fileno()).st_size
         head = file.read(12)
         if head[:2] == b"\xff\xd8":

@@ -24,6 +24,7 @@ from fedclip_edge.records import BOOL, F32, I64
 from fedclip_edge.vision.cache import Rows
 from fedclip_edge.vision.datasets import Picture
 from fedclip_edge.vision.pace import pace_of
+from fedclip_edge.vision.picture_bytes import read_picture
 from fedclip_edge.vision.picture_files import Skipped, unreadable
 from fedclip_edge.vision.pictures import Preprocessing, decode, picture_hash
 
@@ -149,7 +150,7 @@ def embed_pictures(
 def _decode(picture: Picture, preprocessing: Preprocessing, *, fast: bool) -> F32 | str:
     """Return the pixels float32 (3, S, S), or the reason why the picture cannot be used."""
     try:
-        data = picture.path.read_bytes()
+        data = read_picture(picture.path)
         if picture_hash(data) != picture.hash:  # do not cache it under the old hash
             return "it changed after the folder was read"
         return decode(data, preprocessing, fast=fast)

@@ -28,6 +28,7 @@ from typing import NamedTuple
 from fedclip_edge.errors import ConfigError, DataError
 from fedclip_edge.records import normalized_name
 from fedclip_edge.storage.text_file import read_text
+from fedclip_edge.vision.picture_bytes import open_file
 from fedclip_edge.vision.picture_files import Skipped, labels_of, unreadable
 from fedclip_edge.vision.picture_index import FileState, state_of
 
@@ -189,11 +190,11 @@ def _csv(path: Path, text: str) -> Iterator[tuple[str, str]]:
     first = text.partition("\n")[0]
     delimiter = max(",;\t", key=first.count)  # a spreadsheet writes that of its language
     rows = csv.reader(io.StringIO(text), delimiter=delimiter)
-    header = [cell.strip().lower() for cell in next(rows, [])]
-    if "file" not in header or "label" not in header:
-        raise DataError(f"{path}: the first line must name the columns file and label")
-    places = header.index("file"), header.index("label")
     try:
+        header = [cell.strip().lower() for cell in next(rows, [])]
+        if "file" not in header or "label" not in header:
+            raise DataError(f"{path}: the first line must name the columns file and label")
+        places = header.index("file"), header.index("label")
         for row in rows:
             if not any(cell.strip() for cell in row):
                 continue
@@ -221,7 +222,7 @@ def _json_lines(path: Path, text: str) -> Iterator[tuple[str, str]]:
 def _read_side_car(path: Path) -> str:
     """The label of a side-car; empty if the file is something else."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             text = file.read(_SIDE_CAR_BYTES + 1).decode("utf-8-sig")
         if len(text) > _SIDE_CAR_BYTES:
             return ""

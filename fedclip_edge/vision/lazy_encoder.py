@@ -8,8 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fedclip_edge.config.agent import EncoderConfig
+from fedclip_edge.errors import BundleError
 from fedclip_edge.records import F32
 from fedclip_edge.vision.bundle import Bundle, key_of
+from fedclip_edge.vision.manifest import AGAIN, MANIFEST, read_manifest
 
 if TYPE_CHECKING:
     from fedclip_edge.vision.encoder import Encoder
@@ -34,10 +36,27 @@ class LazyEncoder:
     def embed(self, pixels: F32) -> F32:
         """Return raw features float32 (N, D) of `pixels` float32 (N, 3, S, S).
 
-        Raises the errors of `Encoder.embed`, and at the first call those of `open_encoder`.
+        Raises the errors of `Encoder.embed`, and at the first call those of `open_encoder`; then
+        BundleError too if the folder has another bundle by now.
         """
         if self._encoder is None:
             from fedclip_edge.vision.encoder import open_encoder
 
+            self._check_bundle()
             self._encoder = open_encoder(self._bundle, self._config)
         return self._encoder.embed(pixels)
+
+    def _check_bundle(self) -> None:
+        """Raise BundleError if features would be stored under the key of another encoder."""
+        folder = self._bundle.folder
+        try:
+            found = read_manifest((folder / MANIFEST).read_bytes(), str(folder / MANIFEST))
+        except OSError as error:
+            raise BundleError(
+                f"{folder / MANIFEST} cannot be read: {error.strerror or error}; {AGAIN}"
+            ) from error
+        if found.files != self._bundle.manifest.files:
+            raise BundleError(
+                f"the bundle {folder} was replaced while it was in use; restart this program, so "
+                "that it uses the new one"
+            )

@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fedclip_edge.records import normalized_name
+from fedclip_edge.vision.picture_bytes import NO_FILE
 
 EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".avif", ".heic", ".heif"}
 )
 _ENDINGS = tuple(EXTENSIONS)
-NO_FILE = "it is a pipe, a socket or a device, not a file"  # reading it may never end
 NAMED = 10  # entries named one by one in a log or on a screen; the others are only counted
 
 # Files and folders that systems make for themselves, in lower case. Names that a person could give

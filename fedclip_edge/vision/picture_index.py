@@ -4,7 +4,8 @@ Laws:
 
 - A hash is given again only if the file's size, times and inode are those at the last reading, and
   if the file had not changed within RECENT_S before that: a file system's clock may be too coarse
-  to show a further change. The device number is not compared: a share or a disk that is mounted
+  to show a further change. A time that is hours ahead is that of a wrong clock, and no reason to
+  read the file again. The device number is not compared: a share or a disk that is mounted
   may have another one, and then every picture would be read.
 - An index with a file keeps its hashes across restarts. The file is only a cache: if it is damaged
   or has another version, it is made anew.
@@ -14,6 +15,7 @@ Laws:
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections import deque
@@ -35,9 +37,10 @@ from fedclip_edge.storage.sqlite import (
     open_database,
     open_to_read,
 )
-from fedclip_edge.vision.pictures import picture_hash
+from fedclip_edge.vision.picture_bytes import parts_of
 
 RECENT_S = 3.0  # FAT has a resolution of 2 s
+_AHEAD_S = 3600.0  # of the clock of a share; a change after a wrong clock has another time
 
 _SCHEMA = Schema(
     version=1,
@@ -75,8 +78,11 @@ class Event(NamedTuple):
 
 
 def hash_file(path: Path) -> str:
-    """Read a file and return its picture hash; raises OSError."""
-    return picture_hash(path.read_bytes())
+    """Read a file and return its picture hash; raises the errors of `open_picture`."""
+    digest = hashlib.sha256()
+    for part in parts_of(path):  # a large file is not read into memory as a whole
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def state_of(path: str | Path) -> FileState:
@@ -208,7 +214,8 @@ class PictureIndex:
     def _hash(self, path: Path, state: FileState) -> str:
         now = self.clock()
         found = hash_file(path)
-        if max(state.mtime_ns, state.ctime_ns) >= (now - RECENT_S) * 1e9:
+        ages_s = (now - time_ns / 1e9 for time_ns in (state.mtime_ns, state.ctime_ns))
+        if any(-_AHEAD_S <= age_s < RECENT_S for age_s in ages_s):
             state = _CHANGING
         name = str(path)
         self._known[name] = _Known(state, found, int(now))

@@ -28,6 +28,7 @@ import numpy as np
 
 from fedclip_edge.errors import DataError
 from fedclip_edge.records import F32, U8
+from fedclip_edge.vision.picture_bytes import read_picture
 from fedclip_edge.vision.pixel_budget import PixelBudget
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def load(source: Path | bytes, preprocessing: Preprocessing) -> F32:
     """
     name = "the picture" if isinstance(source, bytes) else str(source)
     try:
-        return decode(source if isinstance(source, bytes) else source.read_bytes(), preprocessing)
+        return decode(source if isinstance(source, bytes) else read_picture(source), preprocessing)
     except DataError as error:
         raise DataError(f"{name} cannot be used: {error}") from error
     except OSError as error:

@@ -301,3 +301,22 @@ def test_progress_ends_also_if_the_last_side_is_in_the_cache(
     total = sum(map(len, all_of(made)))
     assert said[-1] == (total, total)
     assert said.count((total, total)) == 1
+
+
+@pytest.mark.parametrize("how", ["no database", "cut in half", "overwritten"])
+def test_a_damaged_cache_is_made_anew(
+    site: Path, random_bundle: Bundle, capsys: pytest.CaptureFixture[str], how: str
+) -> None:
+    before = prepare(config(site), random_bundle)
+    file = config(site).state_dir / CACHE
+    content = file.read_bytes()
+    damaged = {
+        "no database": b"by mistake\n" * 1000,
+        "cut in half": content[: len(content) // 2],
+        "overwritten": content[:4096] + b"\x55" * (len(content) - 4096),
+    }
+    file.write_bytes(damaged[how])
+    again = prepare(config(site), random_bundle)
+    assert again.encoded == before.encoded > 0
+    assert [rows(side) for side in all_of(again)] == [rows(side) for side in all_of(before)]
+    assert capsys.readouterr().out.count("feature_cache_rebuilt") == 1

@@ -12,10 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from named_pipe import pipe_at
 from PIL import Image
 
+from fedclip_edge import log
 from fedclip_edge.agent import file_events, folder_watch
 from fedclip_edge.agent.folder_watch import FolderWatch
+from fedclip_edge.errors import DiskError
 from fedclip_edge.vision import picture_index
 from fedclip_edge.vision.picture_index import PictureIndex, hash_file
 
@@ -306,3 +309,44 @@ def test_names_that_are_not_text(watched: Watched) -> None:
     picture(watched.site / "real.png", 6)
     shutil.copy(watched.site / "real.png", odd)
     watched.until(lambda: watched.new == [odd.name])
+
+
+@pytest.mark.parametrize("how", ["watched", "searched"])
+def test_a_pipe_and_a_huge_file_are_left_out_and_others_go_on(
+    request: pytest.FixtureRequest, how: str
+) -> None:
+    watched: Watched = request.getfixturevalue(how)
+    said: list[str] = []
+    with log.observed(lambda name, fields: said.append(f"{name} {fields.get('reason')}")):
+        with pipe_at(watched.site / "inbox" / "pipe.jpg"):
+            with (watched.site / "inbox" / "huge.jpg").open("wb") as file:
+                file.truncate(2**30)
+            watched.settle()
+            watched.wait(6)  # longer than it waits for the end of a file
+        named = [one for one in said if "a picture has 512 at most" in one]
+        assert named == [
+            "picture_skipped cannot be read: it has 1024 MiB, and a picture has 512 at most"
+        ]
+    assert watched.new == []
+
+
+def test_a_full_disk_does_not_end_the_watch(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite itself refuses to write here, as on a full disk."""
+    monkeypatch.setattr(folder_watch, "_AUDIT_S", 0.1)
+    watched = watched.restart()
+    database = watched.watch.index._db
+    assert database is not None
+    (pages,) = database.execute("PRAGMA page_count").fetchone()
+    database.execute(f"PRAGMA max_page_count = {pages}")
+    said: list[str] = []
+    with log.observed(lambda name, _: said.append(name)):
+        for number in range(60):
+            picture(watched.site / "inbox" / f"{number}-{'x' * 200}.png", number + 2)
+        watched.until(lambda: "picture_index_not_saved" in said and len(watched.new) == 60)
+        with pytest.raises(DiskError):
+            watched.watch.index.save()
+        database.execute(f"PRAGMA max_page_count = {pages + 1000}")
+        watched.until(lambda: not watched.watch._has_news)
+    assert said.count("picture_index_not_saved") == 1

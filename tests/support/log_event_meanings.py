@@ -213,9 +213,19 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "same. From now on it counts as the new picture.",
             "Check the disk, and the program that writes the pictures.",
         ),
+        "feature_cache_rebuilt": Event(
+            "The features of the pictures, `state_dir/features.sqlite`, are damaged. The file is made "
+            "anew, so all pictures are encoded again.",
+            "If it happens again, replace the disk.",
+        ),
         "picture_index_rebuilt": Event(
             "The index of the pictures, `state_dir/pictures.sqlite`, is damaged or of another version. "
             "It is made anew, so all pictures are read once.",
+        ),
+        "picture_index_not_saved": Event(
+            "The index of the pictures cannot be written. The device goes on with the index in memory, "
+            "and tries again.",
+            "Free or repair the disk. If the agent ends before that, pictures are read again.",
         ),
         "encoding_new_pictures": Event(
             "The device needs more than a few seconds to encode new pictures. Until it is ready it "

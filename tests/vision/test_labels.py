@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from named_pipe import pipe_at
 
 from fedclip_edge.errors import DataError
 from fedclip_edge.vision.datasets import Dataset
@@ -195,3 +196,17 @@ def test_a_folder_without_a_class_counts_if_one_picture_in_it_has_a_label(tmp_pa
     (unused,) = read_device(found, None).left_out.unused
     assert unused.path.name == "kat"
     assert "did you mean 'cat'?" in unused.reason
+
+
+@pytest.mark.parametrize("ending", [".txt", ".json"])
+def test_a_pipe_beside_a_picture_is_no_side_car(tmp_path: Path, ending: str) -> None:
+    write(tmp_path / "p" / "dog" / "a.jpg")
+    with pipe_at(tmp_path / "p" / "dog" / f"a{ending}"):
+        assert read(labels(tmp_path / "p")) == ({"p/dog/a.jpg": "dog"}, [])
+
+
+def test_a_manifest_whose_first_line_has_no_end_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "p" / "dog" / "a.jpg")
+    manifest = write(tmp_path / "labels.csv", "file,label," + "x" * 200_000)
+    with pytest.raises(DataError, match="line 1: field larger than field limit"):
+        read(labels(tmp_path / "p", manifest))

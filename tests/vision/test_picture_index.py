@@ -154,3 +154,24 @@ def test_an_audit_finds_a_change_that_left_no_trace(
     assert index.hash_of(two) == hash_file(two)
     two.unlink()
     assert [index.audit() for _ in range(4)] == [None] * 4
+
+
+def test_a_file_of_a_clock_that_was_wrong_is_read_once(tmp_path: Path, read: list[Path]) -> None:
+    path = old(tmp_path / "a.jpg", b"a")
+    hour_later = path.stat().st_ctime + 3600
+    os.utime(path, (hour_later + 1e7, hour_later + 1e7))
+    index = PictureIndex(clock=lambda: hour_later)
+    assert scan(index, path) == scan(index, path)
+    assert read == [path]
+
+
+@pytest.mark.parametrize("ahead_s", [-2, 0, 2, 600])
+def test_a_file_that_may_still_change_is_read_again(
+    tmp_path: Path, read: list[Path], ahead_s: float
+) -> None:
+    path = old(tmp_path / "a.jpg", b"a")
+    hour_later = path.stat().st_ctime + 3600
+    os.utime(path, (hour_later + ahead_s, hour_later + ahead_s))
+    index = PictureIndex(clock=lambda: hour_later)
+    assert scan(index, path) == scan(index, path)
+    assert read == [path, path]
