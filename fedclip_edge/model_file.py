@@ -2,18 +2,20 @@
 
 The file is plain safetensors: the model's parameters, float32, by name, and one metadata entry
 `fedclip_edge` with a JSON object: schema, run, round, plan (method, options, seed, ...),
-encoder_id, classes_digest, and the version if the file has one. It can be read without this
-package.
+encoder_id, classes_digest, the SHA-256 of the parameters, and the version if the file has one. It
+can be read without this package.
 
 Laws:
 
 - The same model gives the same bytes.
+- A file in which a parameter has changed is refused.
 - `Model.method` of a model that was read is the method in its plan. The shapes of its parameters
   are not checked here; coordinator/model_lookup.py compares them with the bundle.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +25,10 @@ from safetensors.numpy import save
 
 from fedclip_edge.decoding import DecodeError, decode_table
 from fedclip_edge.errors import ConfigError
-from fedclip_edge.records import Model, Plan, in_order
+from fedclip_edge.records import Arrays, Model, Plan, in_order
 from fedclip_edge.storage import atomic
 
-_SCHEMA = 1
+_SCHEMA = 2
 _METADATA = "fedclip_edge"
 NAME_ANOTHER = "name a models/RUN.safetensors that `serve` wrote, a journal, or the id of a run"
 
@@ -57,6 +59,7 @@ def write(path: Path, trained: TrainedModel) -> None:
         "plan": trained.plan.to_json(),
         "encoder_id": trained.encoder_id,
         "classes_digest": trained.classes_digest,
+        "parameters": _digest(trained.model.parameters),
     }
     if trained.version:
         head["version"] = trained.version
@@ -89,6 +92,8 @@ def read(path: Path) -> TrainedModel:
         raise ConfigError(
             f"{path} was written by another version of this program; use that version to read it"
         )
+    if head.get("parameters") != _digest(terms):
+        raise ConfigError(f"{path} is damaged (its parameters have changed); {NAME_ANOTHER}")
     try:
         plan = decode_table(Plan, head["plan"], "plan")
         model = Model(plan.method, int(head["round"]), terms)
@@ -103,3 +108,12 @@ def read(path: Path) -> TrainedModel:
     except (DecodeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{path} is damaged ({error}); {NAME_ANOTHER}") from error
     return trained
+
+
+def _digest(parameters: Arrays) -> str:
+    """SHA-256, in 64 hex digits, of the names, shapes and bytes of the parameters."""
+    found = hashlib.sha256()
+    for name, term in in_order(parameters).items():
+        found.update(f"{name} {term.dtype.str} {term.shape}".encode())
+        found.update(term.tobytes())
+    return found.hexdigest()

@@ -68,6 +68,7 @@ def rewritten(path: Path, head: Mapping[str, Any] | None = None, **terms: Any) -
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     arrays |= terms
     kept = {name: array for name, array in arrays.items() if array is not None}
+    found["parameters"] = model_file._digest(kept)
     save_file(kept, path, metadata={"fedclip_edge": json.dumps({**found, **(head or {})})})
     return path
 
@@ -258,3 +259,13 @@ def test_a_run_of_another_encoder_in_the_journal(random_bundle: Bundle, tmp_path
     other = replace(random_bundle, manifest=coarser)
     with pytest.raises(ConfigError, match=f"{run} in .* was trained with another encoder"):
         find_model(run, tmp_path / "journal.sqlite", other)
+
+
+def test_a_changed_parameter_is_found(tmp_path: Path, trained: TrainedModel) -> None:
+    path = tmp_path / "model.safetensors"
+    model_file.write(path, trained)
+    data = bytearray(path.read_bytes())
+    data[-2] ^= 0x40  # the last parameter; safetensors itself has no checksum
+    path.write_bytes(bytes(data))
+    with pytest.raises(ConfigError, match="its parameters have changed"):
+        model_file.read(path)

@@ -5,8 +5,8 @@ the rounds require. With another bundle, it does the same again. Only messages o
 session leave the device: control messages, contributions, accuracies. Pictures, features and
 predictions stay on the device.
 
-Law: this process never loads torch or onnxruntime, and Pillow only for `group_by = "seconds"`, which
-reads the time in EXIF. Its children do, and end when idle.
+Law: this process never loads torch or onnxruntime, and Pillow only for `group_by = "seconds"`,
+which reads the time in EXIF. Its children do, and end when idle.
 """
 
 from __future__ import annotations

@@ -67,8 +67,12 @@ def make_folder(folder: Path, contents: Mapping[str, bytes], private: Collection
 def write_file(path: Path, data: bytes, *, private: bool = False) -> None:
     """Write `path`, and replace an existing file; only the owner can read a `private` one.
 
-    Raises OSError if it cannot be written.
+    A device or a pipe, such as /dev/null, is written to and stays. Raises OSError if it cannot be
+    written.
     """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        path.write_bytes(data)
+        return
     with beside(path) as new:
         _write(new / path.name, data, private=private)
         if not private:

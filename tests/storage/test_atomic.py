@@ -221,3 +221,12 @@ def test_new_files_are_all_written_and_private_or_none_is(tmp_path: Path) -> Non
     with pytest.raises(FileExistsError, match="b"):
         atomic.write_new_files(tmp_path, {"c": b"3", "b": b"4"})
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"a": b"1", "b": b"2"}
+
+
+def test_a_device_is_written_to_and_stays(tmp_path: Path) -> None:
+    link = tmp_path / "out"
+    link.symlink_to("/dev/null")
+    atomic.write_file(link, b"content")
+    assert link.is_symlink()
+    assert link.is_char_device()
+    assert list(tmp_path.iterdir()) == [link]
