@@ -220,7 +220,7 @@ def _row(key: Key) -> tuple[str, ...]:
     if not key.is_table:
         return f"`{key.name}`", key.type_and_range(), key.default(), md.prose(key.meaning)
     name = ".".join((*key.table.path, key.name))
-    link = _SECTIONS.get(name, name)
+    link = _SECTIONS.get(name, name.replace(".", ""))  # as the manual names its headings
     return f"[`[{name}]`](#{link})", "table", "", md.prose(TABLES[name])
 
 
