@@ -113,7 +113,7 @@ def read(path: Path) -> TrainedModel:
 def _digest(parameters: Arrays) -> str:
     """SHA-256, in 64 hex digits, of the names, shapes and bytes of the parameters."""
     found = hashlib.sha256()
-    for name, term in in_order(parameters).items():
+    for name, term in sorted(in_order(parameters).items()):
         found.update(f"{name} {term.dtype.str} {term.shape}".encode())
         found.update(term.tobytes())
     return found.hexdigest()
