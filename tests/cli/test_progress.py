@@ -132,7 +132,7 @@ def test_the_rate_leaves_out_what_was_done_before(clock: Clock) -> None:
 def test_an_agent_that_encodes_says_so_every_30_s(
     as_json: bool, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run(_config: object, *, once: bool, progress: progress.Told) -> None:
+    def run(_config: object, *, once: bool, progress: progress.Told, **_: object) -> None:
         for done in range(0, 640, 8):
             progress(done, 640)
             clock.now += 0.5

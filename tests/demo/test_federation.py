@@ -230,17 +230,17 @@ def test_a_killed_demo_takes_its_processes_along(first: tuple[Path, str]) -> Non
 
 def test_a_device_that_dies_is_named_with_its_last_words(first: tuple[Path, str]) -> None:
     out = first[0]
-    cache = out / "devices" / "poster" / "features.sqlite"
-    whole = cache.read_bytes()
-    cache.write_text("a letter, by mistake" * 100)
+    state = out / "devices" / "poster" / "parked.sqlite"
+    whole = state.read_bytes()
+    state.write_text("a letter, by mistake" * 100)
     try:
         done = demo(out)
     finally:
-        cache.write_bytes(whole)
+        state.write_bytes(whole)
     assert done.returncode == RunError.exit_code
     last = done.stderr.strip().splitlines()[-1]
     assert "poster" in last
-    assert "features.sqlite" in last
+    assert "parked.sqlite" in last
     assert "Traceback" not in done.stderr
     assert processes_of(out) == []
 

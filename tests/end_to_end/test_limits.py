@@ -101,7 +101,9 @@ def test_a_box_that_is_hot_at_the_start_encodes_when_it_is_cooler(site: Site) ->
 def test_sighup_uses_new_settings_and_keeps_the_process(site: Site) -> None:
     heat(site, 70)
     config = site.write_agent("north")
+    ignored = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
     agent = start(site, config)
+    signal.signal(signal.SIGHUP, ignored)
     said(site, "north", "connected")
     good = config.read_text()
 

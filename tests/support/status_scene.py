@@ -94,6 +94,7 @@ def status(rows: list[dict[str, Any]], **run: Any) -> dict[str, Any]:
         "waiting": {"needs": round(0.75 * len(rows)), "has": 0, "missing": [], "more": 0},
         "counts": {"enrolled": len(rows), "known": len(rows), **counts},
         "accuracy": {"devices": len(rows), **means} if rows else None,
+        "traffic": {"up": 120_000_000, "down": 12_000_000},
         "certificates": {"coordinator": "2036-11-27"},
         "refused_messages": 0,
         "bundle": {"encoder_id": "e" * 64, "classes_digest": "c" * 64},

@@ -251,7 +251,7 @@ def test_a_trial_measures(random_bundle: Bundle, openvino: FakeOpenvino) -> None
     ("act", "error", "said"),
     [
         ("wrong", BundleError, "gives other features than on the machine that exported it"),
-        ("crash", ConfigError, "'openvino' was ended by SIGSEGV while it checked"),
+        ("crash", ConfigError, "'openvino' was killed by SIGSEGV while it checked"),
         ("fail", BundleError, "OpenVINO said: no such kernel"),
     ],
 )
