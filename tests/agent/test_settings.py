@@ -19,7 +19,7 @@ TEXT = 'id = "cam-01"\nfleet = "lab"\nbundle = "b"\nstate_dir = "s"\n[data]\nfol
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
     monkeypatch.setattr("sys.stdin", None)
-    before = signal.getsignal(signal.SIGHUP)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
     RELOAD.listen()
     file = tmp_path / "agent.toml"
     file.write_text(TEXT)
