@@ -12,13 +12,14 @@ Laws:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 
 from fedclip_edge.learning import moments
 from fedclip_edge.learning.methods import gda
-from fedclip_edge.learning.moments import Moments
+from fedclip_edge.learning.moments import Moments, added
 from fedclip_edge.learning.operations import NUMPY
 from fedclip_edge.records import F32, I64, ClassTexts, Features
 
@@ -37,11 +38,16 @@ def held_out_logits(features: Features, classes: ClassTexts, folds: I64) -> F32:
     count = len(classes.names)
     initial = gda.initial_parameters(classes, features.vectors.shape[1], 0, gda.Options())
     logits = np.zeros((len(features), count), np.float32)
-    total = _moments(features, count)
+    parts = {}  # rows, pictures and moments of each fold
     for fold in np.unique(folds):
         rows = np.flatnonzero(folds == fold)
         own = Features(features.vectors[rows], features.labels[rows], features.encoder_id)
-        rest = _less(total, _moments(own, count))
+        parts[fold] = rows, own, _moments(own, count)
+    if not parts:
+        return logits
+    total = functools.reduce(added, (its for _, _, its in parts.values()))
+    for rows, own, its in parts.values():
+        rest = _less(total, its)
         head = gda.head_of(initial, rest)[0] if rest.pictures else initial
         scale = classes.logit_scale
         logits[rows] = gda.logits(NUMPY, head, own.vectors, classes.vectors, scale)
