@@ -39,6 +39,11 @@ class AnswerFile:
     _failed: str = ""  # the reason why the last attempt failed
     _next_at: float = -math.inf
 
+    @property
+    def waits(self) -> bool:
+        """True if there are lines that could not be written yet."""
+        return bool(self._waiting)
+
     def add(self, line: bytes, now: float) -> None:
         """Write a line, which ends with a line feed, or let it wait; `now` is monotonic."""
         self._dropped += len(self._waiting) == WAITING

@@ -3,7 +3,9 @@
 Laws:
 - Answers need neither the network nor a round: the device answers with the model that it has.
 - If the features of some pictures cannot be computed, this is tried TRIES times in all. Then the
-  pictures are left out, with a log line, and the device goes on. While the disk is full, they wait.
+  pictures are left out until the next start, with a log line, and the device goes on. While the
+  disk is full, they wait.
+- A picture is settled when its answer is in the file, or when it cannot be decoded.
 - The last model of a run is in use as soon as it has arrived. The models of its rounds before are
   not: a run may start from zero-shot CLIP again.
 """
@@ -97,6 +99,7 @@ class Answering:
     event_of: EventOf
     events: Events
     _waiting: list[Picture] = field(default_factory=list)
+    _settled: list[str] = field(default_factory=list)  # hashes; their lines may still wait
     _is_answering: bool = False  # `look` was called again while it waits for features
     _failures: int = 0  # in a row, for the first pictures that wait
     _again_at: float = -math.inf
@@ -156,10 +159,19 @@ class Answering:
             for one in some
             if one.hash in found
         ]
+        self._settled += (one.hash for one in some if one.hash not in found)
         model, top = self.choice.current, self.config.answers.top
         for made in answer(known, model, self.config.id, top, time.time()):
             self.outlets.put(made, now)
+            self._settled.append(made.hash)  # SIGTERM may end the work after each of them
             self.events.add(made, now)
+
+    def take_settled(self) -> list[str]:
+        """The hashes that were settled since the last call; none while lines wait for the disk."""
+        if self.outlets.file.waits:
+            return []
+        settled, self._settled = self._settled, []
+        return settled
 
     def end(self, now: float) -> None:
         """Answer the open events."""

@@ -71,6 +71,6 @@ class Duties:
     def end(self) -> None:
         """End all workers, at once, and answer the events that are open."""
         if self.new_pictures is not None:
-            self.new_pictures.answering.end(time.monotonic())
+            self.new_pictures.end(time.monotonic())
         for worker in self._workers:
             worker.end()

@@ -57,6 +57,7 @@ class DevicePictures:
     encode_s: float  # seconds for all sides, including reads from the cache
     found: tuple[Picture, ...] = ()  # of all sides, as they were found in the folder
     unlabelled: tuple[Picture, ...] = ()  # with and without features
+    is_whole: bool = True  # False if files vanished before they were encoded, as with their folder
 
     def labels(self, side: str) -> I64:
         """The labels, int64 (N,), of "train", "validation" or "test"."""
@@ -85,6 +86,7 @@ def prepare_pictures(
 
     With `index`, a file that has not changed is not read. If the folder still has the pictures of
     `before`, that is returned; if only the unlabelled ones are others, it is returned with these.
+    What vanished for `before` is tried again.
 
     `progress` is called after each batch with two counts of distinct pictures: those with features
     so far, and all. Raises DataError if the picture folder or the cache cannot be used; errors of
@@ -95,7 +97,7 @@ def prepare_pictures(
     labels = labels_for(config, bundle.classes.names)
     dataset = read_device(labels, inbox, index.hash_of)
     index.save()
-    if before is not None and dataset.pictures == before.found:
+    if before is not None and before.is_whole and dataset.pictures == before.found:
         is_same = dataset.unlabelled == before.unlabelled
         return before if is_same else replace(before, unlabelled=dataset.unlabelled)
     its_split = split(dataset, config.data, groups_of(config.data, dataset, index))
@@ -116,7 +118,7 @@ def prepare_pictures(
             for side in (wanted.train, wanted.validation, wanted.test)
         )
     )
-    broken = (picture for picture in _all(wanted) if picture.hash in made.skipped)
+    broken = [picture for picture in _all(wanted) if picture.hash in made.skipped]
     left_out = dataset.left_out + LeftOut(
         skipped=tuple(Skipped(picture.path, made.skipped[picture.hash]) for picture in broken)
     )
@@ -142,6 +144,7 @@ def prepare_pictures(
         encode_s=encode_s,
         found=dataset.pictures,
         unlabelled=dataset.unlabelled,
+        is_whole=all(picture.path.exists() for picture in broken),
     )
 
 

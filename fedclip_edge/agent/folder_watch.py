@@ -8,7 +8,7 @@ Laws:
   removed when no file has had its bytes for _GONE_S: a renamed one is not removed.
 - A file is read when it has not changed for _STILL_S; for _INCOMPLETE_S if its end is missing.
 - Pictures that exist when the agent starts for the first time are not new. At later starts, those
-  that came since the last time are.
+  that are not `settled` yet are.
 - Of a folder that is away (`folder_guard.py`), nothing is removed.
 """
 
@@ -18,7 +18,7 @@ import functools
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -50,6 +50,7 @@ class Changes:
 
     new: tuple[Picture, ...] = ()  # one for each hash; its label may be UNLABELLED
     removed: tuple[str, ...] = ()  # hashes
+    old: tuple[str, ...] = ()  # hashes that are not new, because they were there at the first start
 
 
 @dataclass
@@ -72,8 +73,9 @@ def _keep_all(_hashes: Sequence[str]) -> None:
 class FolderWatch:
     """The pictures below `folder`, and below `inbox` if there is one.
 
-    `classes` are the labels by class name, as `labels_of` returns them. `label_of` gives the label
-    of a path and its hash. `forget` is called with the hashes of removed pictures before `changes`
+    `classes` are the labels by class name, as `labels_of` returns them. `settled` are the hashes of
+    pictures that are not new; None if this is the first start. `label_of` gives the label of a path
+    and its hash. `forget` is called with the hashes of removed pictures before `changes`
     returns them. Use it in a `with` block, and enter that when the index is open and before the
     index is used.
     """
@@ -82,6 +84,7 @@ class FolderWatch:
     inbox: Path | None
     index: PictureIndex
     classes: Mapping[str, int] = field(default_factory=dict)
+    settled: Collection[str] | None = None
     label_of: Callable[[Path, str], int] = _no_label
     forget: Callable[[Sequence[str]], None] = _keep_all
     events: FileEvents = field(init=False)
@@ -93,8 +96,9 @@ class FolderWatch:
     _gone: dict[str, float] = field(default_factory=dict)  # by hash, the time when it went
     _known: set[str] = field(default_factory=set)  # hashes that are not new
     _new: list[Picture] = field(default_factory=list)
+    _old: list[str] = field(default_factory=list)
     _old_paths: set[str] = field(default_factory=set)  # files that were there at the first start
-    _is_first: bool = True  # this is the first start, and no search was made yet
+    _is_first: bool = False  # this is the first start, and no search was made yet
     _look_at: float = -1.0
     _search_at: float = -1.0
     _audit_at: float = -1.0
@@ -117,9 +121,10 @@ class FolderWatch:
             FolderGuard(folder, folder == self.inbox, functools.partial(self._below, folder))
             for folder in self.folders
         )
-        self._known = set(self.index.hashes())
-        self._is_first = not self._known
-        self._gone = dict.fromkeys(self._known, time.monotonic())  # until a file has them
+        self._is_first = self.settled is None
+        self._known, self.settled = set(self.settled or ()), ()
+        # Until a file has them.
+        self._gone = dict.fromkeys(self._known | self.index.hashes(), time.monotonic())
         self._audit_at = time.monotonic() + _AUDIT_S
         self.events.start()
         return self
@@ -134,11 +139,10 @@ class FolderWatch:
 
     def is_away(self) -> bool:
         """Look at the folders; True if one of them is away."""
-        were_away = [guard.is_away for guard in self._guards]
         away = [guard.look() for guard in self._guards]
-        if any(before and not now for before, now in zip(were_away, away, strict=True)):
+        if any(guard.has_come for guard in self._guards):
             self._search_at = -1.0
-            self.events.start()  # the watch of what was mounted before is lost
+            self.events.start()  # the watch of what was there before is lost
         return any(away)
 
     def changes(self, now: float | None = None) -> Changes:
@@ -163,7 +167,12 @@ class FolderWatch:
             self._audit_at = now + _AUDIT_S
             self._audit(now)
         new, self._new = tuple(self._new), []
-        return Changes(new, removed)
+        old, self._old = tuple(self._old), []
+        return Changes(new, removed, old)
+
+    def has_read_old(self) -> bool:
+        """True if `changes` has returned all pictures that were there at the first start."""
+        return self._has_searched and self._old_paths.isdisjoint(self._pending)
 
     def _note_report(self, name: str, now: float) -> None:
         """Note a path that the operating system has reported."""
@@ -220,14 +229,14 @@ class FolderWatch:
         for name in [name for name in self._paths if name not in found]:
             if not self._is_away(name):
                 self._take_away(name, now)
-        if not self.is_away():  # by now
-            self.index.keep_only(found)
-            self._save()
         self._has_searched = True
         took = time.monotonic() - began
         self._search_at = now + (
             _SEARCH_S if self.events.is_watching else max(_LOOK_S, _SEARCH_SHARE * took)
         )
+        if not self.is_away():  # by now; a folder that has come is searched again
+            self.index.keep_only(found)
+            self._save()
 
     def _read_settled(self, now: float) -> None:
         """Read the files that are not being written any more."""
@@ -266,7 +275,9 @@ class FolderWatch:
             self._has_news = True
         if found not in self._known:
             self._known.add(found)
-            if name not in self._old_paths:
+            if name in self._old_paths:
+                self._old.append(found)
+            else:
                 path = Path(name)
                 self._new.append(Picture(path, self.label_of(path, found), found))
         self._old_paths.discard(name)

@@ -2,15 +2,20 @@
 
 The folder watch reports it, the encoder process computes its feature, and it is answered. This also
 happens while a round trains.
+
+Law: a picture that was found is answered once, also if the agent ends before that
+(`answered_pictures.py`), or if the folder is away for a while.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedclip_edge import log
+from fedclip_edge.agent.answered_pictures import AnsweredPictures
 from fedclip_edge.agent.answering import Answering
 from fedclip_edge.agent.encoder_process import EncoderProcess
 from fedclip_edge.agent.folder_watch import FolderWatch
@@ -27,6 +32,7 @@ class NewPictures:
 
     watch: FolderWatch
     answering: Answering
+    answered: AnsweredPictures
 
     def look(self, session: Session | None, now: float) -> None:
         """Answer the pictures that came since the last call; `now` is monotonic, in seconds.
@@ -34,8 +40,21 @@ class NewPictures:
         It may be called again while it waits for features. Raises DiskError if a file in state_dir
         cannot be written, and the errors of `Answering.look`.
         """
-        self.answering.add(self.watch.changes(now).new)
+        changes = self.watch.changes(now)
+        self.answered.note(changes.old)
+        self.answered.forget(changes.removed)
+        if self.answered.is_first_start and self.watch.has_read_old():
+            self.answered.end_first_start()
+        self.answering.add(changes.new)
         self.answering.look(session, now)
+        self.answered.note(self.answering.take_settled())
+        self.answered.save(now)
+
+    def end(self, now: float) -> None:
+        """Answer the open events, and note what was answered."""
+        self.answering.end(now)
+        self.answered.note(self.answering.take_settled())
+        self.answered.save(math.inf)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,19 +64,24 @@ class EncodedFeatures:
     encoder: EncoderProcess
     cache: Path
     feature_key: str
+    is_away: Callable[[], bool]  # the folder of the pictures
 
     def __call__(self, pictures: Sequence[Picture]) -> Mapping[str, F32] | None:
-        """Return raw features float32 (D,); None while the encoder process pauses, or is busy.
+        """Return raw features float32 (D,).
+
+        None while the encoder process pauses or is busy, and while a folder is away.
 
         Pictures that cannot be decoded are logged and left out. Raises the errors of
         `EncoderProcess.encode`.
         """
-        if self.encoder.worker.is_busy or self.encoder.worker.is_paused():
+        if self.encoder.worker.is_busy or self.encoder.worker.is_paused() or self.is_away():
             return None
         try:
             skipped = self.encoder.encode(pictures).skipped
         except PausedError:
             return None
+        if skipped and self.is_away():
+            return None  # they could not be read
         for one in pictures:
             if one.hash in skipped:
                 log.event("picture_skipped", picture=one.path, reason=skipped[one.hash])

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedclip_edge import log
+from fedclip_edge.agent.answered_pictures import AnsweredPictures
 from fedclip_edge.agent.encoding import Encode
 from fedclip_edge.agent.features import CACHE, DevicePictures, labels_for, prepare_pictures
 from fedclip_edge.agent.folder_watch import FolderWatch
@@ -39,8 +40,12 @@ _AWAY_S = 10.0  # encoding that takes longer is not waited for: the device count
 
 
 @contextmanager
-def watched(config: AgentConfig, bundle: Bundle) -> Iterator[FolderWatch]:
+def watched(
+    config: AgentConfig, bundle: Bundle, answered: AnsweredPictures
+) -> Iterator[FolderWatch]:
     """Watch the device's folders; the index of the watch is open until the end of the block.
+
+    Pictures that are in `answered` are not new.
 
     Raises DataError if a file in state_dir is another program's, DiskError if it cannot be used.
     """
@@ -69,6 +74,7 @@ def watched(config: AgentConfig, bundle: Bundle) -> Iterator[FolderWatch]:
             None if config.inbox is None else config.inbox.folder,
             index,
             labels_of(bundle.classes.names),
+            answered.settled(),
             label_of=label_of,
             forget=forget,
         ) as watch,

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedclip_edge import log
+from fedclip_edge.agent.answered_pictures import ANSWERED, AnsweredPictures
 from fedclip_edge.agent.answering import Outlets, start_answering
 from fedclip_edge.agent.backlog import Backlog
 from fedclip_edge.agent.broker_choice import BrokerChoice
@@ -107,10 +108,13 @@ def serve(
         trainer = rescan = backlog = None
         if bundle is not None:
             listeners = [early.tell, progress, None if box.monitor is None else box.monitor.tell]
-            watch = parts.enter_context(watched(config, bundle))
+            answered = AnsweredPictures(config.state_dir / ANSWERED)
+            parts.callback(answered.close)
+            answered.open()
+            watch = parts.enter_context(watched(config, bundle, answered))
             chosen = _with_provider(box, bundle)
             trainer, rescan, backlog = _prepare(
-                box, chosen, bundle, watch, duties, _each(listeners)
+                box, chosen, bundle, watch, answered, duties, _each(listeners)
             )
         attempts, has_connected = 0, False  # attempts in a row that failed
         while True:
@@ -173,6 +177,7 @@ def _prepare(
     config: AgentConfig,
     bundle: Bundle,
     watch: FolderWatch,
+    answered: AnsweredPictures,
     duties: Duties,
     progress: Progress,
 ) -> tuple[LocalTrainer, Rescan, Backlog]:
@@ -184,10 +189,10 @@ def _prepare(
     encoder = EncoderProcess(box.children, bundle, config.encoder, cache, limits)
     encoder.between = duties.look
     duties.watch(encoder.worker)
-    features = EncodedFeatures(encoder, cache, key_of(bundle, config.encoder))
+    features = EncodedFeatures(encoder, cache, key_of(bundle, config.encoder), watch.is_away)
     events = EventNames(config.data, bundle.classes.names)
     duties.new_pictures = NewPictures(
-        watch, start_answering(config, bundle, box.outlets, features, events)
+        watch, start_answering(config, bundle, box.outlets, features, events), answered
     )
     data = _prepared(config, bundle, encoder, progress, watch, duties)
     work = TrainerProcess(box.children, config, bundle, data.sides, limits)

@@ -145,6 +145,47 @@ def test_a_fault_of_the_encoder_is_tried_again_and_then_left(
     assert len(desk.lines()) == 1
 
 
+def test_a_picture_is_settled_once_its_line_is_on_disk_or_it_is_damaged(desk: Desk) -> None:
+    one, two, three = some("a-1.jpg", "a-2.jpg", "a-3.jpg")
+    desk.damaged = {one.hash}
+    desk.is_busy = True
+    desk.answering.add([one, two])
+    desk.answering.look(None, 0.0)
+    assert desk.answering.take_settled() == []
+    desk.is_busy = False
+    (desk.folder / "answers.jsonl").mkdir()  # it cannot be written
+    desk.answering.look(None, 0.2)
+    assert desk.answering.take_settled() == []
+    (desk.folder / "answers.jsonl").rmdir()
+    desk.answering.look(None, 10.0)
+    assert sorted(desk.answering.take_settled()) == sorted([one.hash, two.hash])
+    desk.failure = DataError("the encoder died")
+    desk.answering.add([three])
+    for now in range(20, 100):
+        desk.answering.look(None, float(now))
+    assert desk.answering.take_settled() == []  # it is tried again after the next start
+
+
+def test_sigterm_between_two_answers_settles_the_first_only(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, count = desk.answering.outlets.put, 0
+
+    def ended(_outlets: Outlets, made: Any, now: float) -> None:
+        nonlocal count
+        count += 1
+        if count == 2:
+            raise SystemExit
+        put(made, now)
+
+    monkeypatch.setattr(Outlets, "put", ended)
+    pictures = some("a-1.jpg", "a-2.jpg")
+    desk.answering.add(pictures)
+    with pytest.raises(SystemExit):
+        desk.answering.look(None, 0.0)
+    assert desk.answering.take_settled() == [pictures[0].hash]
+
+
 def test_a_fault_that_passes_loses_no_picture(desk: Desk) -> None:
     desk.failure = DataError("the encoder died")
     desk.answering.add(some("a-1.jpg"))

@@ -14,6 +14,7 @@ from typing import Any, cast
 import pytest
 import system
 
+from fedclip_edge.agent.answered_pictures import ANSWERED, AnsweredPictures
 from fedclip_edge.agent.encoding import Encoding
 from fedclip_edge.agent.features import CACHE, prepare_pictures
 from fedclip_edge.agent.label_store import set_labels
@@ -42,7 +43,10 @@ class Box:
         state = self.folder.parent / "state"
         config = AgentConfig("cam-a", "lab", DataConfig(self.folder), state, bundle=self.folder)
         config.state_dir.mkdir()
-        self.watch = self.parts.enter_context(watched(config, self.bundle))
+        answered = AnsweredPictures(state / ANSWERED)
+        answered.open()
+        self.parts.callback(answered.close)
+        self.watch = self.parts.enter_context(watched(config, self.bundle, answered))
         encode = Encoding(self.bundle, config.encoder, config.state_dir / CACHE).encode
         data = prepare_pictures(config, self.bundle, encode, None, self.watch.index)
         self.trainer = LocalTrainer(
