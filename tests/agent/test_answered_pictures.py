@@ -40,7 +40,7 @@ def test_the_first_start_lasts_until_all_its_pictures_are_noted(tmp_path: Path) 
     second.save(0.0)
     second.close()
     third = opened(tmp_path)
-    assert third.settled() == {"a"}
+    assert third.settled() == frozenset({"a"})
     third.close()
 
 
@@ -53,7 +53,7 @@ def test_what_is_noted_and_not_forgotten_is_there_at_the_next_start(tmp_path: Pa
     made.note(["e"])
     made.close()  # killed before it was saved
     again = opened(tmp_path)
-    assert again.settled() == {"b", "c", "d"}
+    assert again.settled() == frozenset({"b", "c", "d"})
     again.close()
 
 
@@ -65,9 +65,9 @@ def test_while_the_file_cannot_be_written_the_notes_wait(tmp_path: Path) -> None
     made.save(10.0)
     made._db.execute("PRAGMA query_only = OFF")
     made.save(10.1)
-    assert made.settled() == {"a"}  # it is not tried all the time
+    assert made.settled() == frozenset({"a"})  # it is not tried all the time
     made.save(20.0)
-    assert made.settled() == {"a", "b"}
+    assert made.settled() == frozenset({"a", "b"})
     made.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import threading
@@ -92,6 +93,9 @@ class Watched:
             self.settled = set()
         self.settled |= {picture.hash for picture in found.new} | set(found.old)
         self.settled -= set(found.removed)
+
+    def has_new(self, name: str) -> bool:
+        return name in self.new
 
     def until(self, is_so: Callable[[], bool]) -> None:
         deadline = time.monotonic() + DEADLINE_S
@@ -267,17 +271,16 @@ def test_another_file_system_without_the_pictures_is_an_unmounted_share(
 def test_a_folder_that_is_replaced_is_watched_again(watched: Watched) -> None:
     """A watch of the operating system stays at the folder that was moved away."""
     first = picture(watched.site / "inbox" / "a.png", 5)
-    name = hash_file(first)
+    gone = hash_file(first)
     watched.until(lambda: watched.new == ["a.png"])
     for number in (1, 2):
         (watched.site / "inbox").rename(watched.site / f"inbox of day {number}")
         (watched.site / "inbox").mkdir()
         watched.wait(2 * folder_watch._GONE_S)  # it is empty: that may be a missing mount
-        picture(watched.site / "inbox" / f"b-{number}.png", 20 + number)
-        watched.until(lambda n=number: watched.new[-1] == f"b-{n}.png")
-        picture(watched.site / "inbox" / f"c-{number}.png", 30 + number)
-        watched.until(lambda n=number: watched.new[-1] == f"c-{n}.png")
-    watched.until(lambda: name in watched.removed)
+        for name in (f"b-{number}.png", f"c-{number}.png"):
+            picture(watched.site / "inbox" / name, 20 + 10 * number + ord(name[0]))
+            watched.until(functools.partial(watched.has_new, name))
+    watched.until(lambda: gone in watched.removed)
 
 
 def test_an_empty_folder_in_the_place_of_the_inbox_removes_nothing(

@@ -111,10 +111,10 @@ def test_after_a_kill_only_what_was_answered_is_settled(tmp_path: Path) -> None:
     scene.look(2.0, Changes(), [one.hash])
     assert scene.added == [one, two]
     scene = scene.killed(tmp_path)
-    assert scene.settled == {"old", "older", one.hash}
+    assert scene.settled == frozenset({"old", "older", one.hash})
     scene.look(0.0, Changes(removed=("older",)))
     scene.done = [two.hash]
     scene.way.end(1.0)
     scene = scene.killed(tmp_path)
-    assert scene.settled == {"old", one.hash, two.hash}
+    assert scene.settled == frozenset({"old", one.hash, two.hash})
     scene.answered.close()
