@@ -129,7 +129,10 @@ class AnswerLink:
     def _make_link(self) -> PahoTransport:
         client = f"fedclip-edge.{self._device}.{secrets.token_hex(8)}"
         will = Will(availability_topic(self._broker, self._device), OFFLINE)
-        return PahoTransport(self._broker, client, (), will)
+        try:
+            return PahoTransport(self._broker, client, (), will)
+        except ConfigError as error:
+            raise ConfigError(_of_answers(str(error))) from None
 
     def _run(self) -> None:
         while True:
@@ -181,9 +184,13 @@ class AnswerLink:
     def _report(self, fault: str) -> None:
         if fault != self._fault:
             self._fault = fault
-            # The texts of the transport are about the fleet's broker.
-            reason = fault.replace("[broker]", "[answers.broker]")
+            reason = _of_answers(fault)
             log.event("answers_broker_not_reached", broker=self._where, reason=reason)
+
+
+def _of_answers(fault: str) -> str:
+    """A text of the transport, which is about the fleet's broker, for the broker of answers."""
+    return fault if "[answers.broker]" in fault else fault.replace("[broker]", "[answers.broker]")
 
 
 @dataclass(eq=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from fedclip_edge.config.reading import require
 
@@ -13,6 +14,11 @@ _MQTT_MAX_BYTES = 268_435_460  # the largest remaining length of a packet, plus 
 @dataclass(frozen=True)
 class BrokerAddress:
     """Address of the MQTT broker, and the login data. With `ca`, the connection uses TLS."""
+
+    # What to do if the access list of the broker denies a topic.
+    access_advice: ClassVar[str] = (
+        "compare 'fleet' with the fleet in the access list, and the user name with the device's id"
+    )
 
     host: str = "127.0.0.1"  # name or IP address of the MQTT broker
     port: int = 1883  # TCP port of the broker; 8883 is usual for TLS

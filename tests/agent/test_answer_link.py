@@ -203,7 +203,7 @@ def test_a_broker_with_the_printed_access_list_takes_everything_and_nothing_else
 
 
 def test_wrong_certificates_are_an_error_at_the_start(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"ca\.crt"):
+    with pytest.raises(ConfigError, match=r"ca\.crt under \[answers\.broker\]"):
         AnswerLink(AnswersBroker(ca=tmp_path / "ca.crt"), "cam-07")
 
 
