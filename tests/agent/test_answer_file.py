@@ -46,6 +46,18 @@ def test_each_line_is_there_at_once(tmp_path: Path) -> None:
         assert lines(file.path) == [str(n) for n in range(number + 1)]
 
 
+def test_a_huge_file_without_a_line_is_renamed_unread(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"old\n")
+    os.truncate(path, 10**12)  # zeros that take no space
+    AnswerFile(path, 10_000, 2).add(b"new\n", 0.0)
+    assert path.read_bytes() == b"new\n"
+    assert Path(f"{path}.1").stat().st_size == 10**12
+    os.truncate(path, 1_000_000)  # as after a power cut
+    AnswerFile(path, 10_000, 2).add(b"newer\n", 0.0)
+    assert path.read_bytes() == b"new\nnewer\n"
+
+
 def test_a_second_process_goes_on_where_the_first_ended(tmp_path: Path) -> None:
     for number in range(2):
         AnswerFile(tmp_path / "a", 10_000, 2).add(b"%d\n" % number, 0.0)
