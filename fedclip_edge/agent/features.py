@@ -15,6 +15,7 @@ import numpy as np
 
 from fedclip_edge import log
 from fedclip_edge.agent.encoding import Encode, Encoded
+from fedclip_edge.agent.feature_cache import with_cache
 from fedclip_edge.agent.grouping import groups_of, warn_of_near_copies
 from fedclip_edge.agent.label_store import labels_in
 from fedclip_edge.config.agent import AgentConfig
@@ -22,8 +23,7 @@ from fedclip_edge.processes.systemd import SYSTEMD
 from fedclip_edge.records import I64, Features
 from fedclip_edge.vision.bundle import Bundle, key_of
 from fedclip_edge.vision.cache import FeatureCache
-from fedclip_edge.vision.cache_file import DamagedCacheError, delete_cache_file
-from fedclip_edge.vision.datasets import Picture, Split, split
+from fedclip_edge.vision.datasets import Dataset, Picture, Split, split
 from fedclip_edge.vision.device_pictures import read_device
 from fedclip_edge.vision.embedding import Progress, embed_pictures
 from fedclip_edge.vision.labels import Labels
@@ -57,6 +57,7 @@ class DevicePictures:
     encode_s: float  # seconds for all sides, including reads from the cache
     found: tuple[Picture, ...] = ()  # of all sides, as they were found in the folder
     unlabelled: tuple[Picture, ...] = ()  # with and without features
+    unused: tuple[Skipped, ...] = ()  # labels, files and folders that do not count
     is_whole: bool = True  # False if files vanished before they were encoded, as with their folder
 
     def labels(self, side: str) -> I64:
@@ -85,8 +86,9 @@ def prepare_pictures(
     """Find the device's pictures, and have `encode` put the features of new ones into the cache.
 
     With `index`, a file that has not changed is not read. If the folder still has the pictures of
-    `before`, that is returned; if only the unlabelled ones are others, it is returned with these.
-    What vanished for `before` is tried again.
+    `before`, that is returned; if only the unlabelled ones, or what does not count, are others, it
+    is returned with these, and what is new among the latter is logged. What vanished for `before`
+    is tried again.
 
     `progress` is called after each batch with two counts of distinct pictures: those with features
     so far, and all. Raises DataError if the picture folder or the cache cannot be used; errors of
@@ -98,8 +100,7 @@ def prepare_pictures(
     dataset = read_device(labels, inbox, index.hash_of)
     index.save()
     if before is not None and before.is_whole and dataset.pictures == before.found:
-        is_same = dataset.unlabelled == before.unlabelled
-        return before if is_same else replace(before, unlabelled=dataset.unlabelled)
+        return _with_others(before, dataset)
     its_split = split(dataset, config.data, groups_of(config.data, dataset, index))
     wanted = Sides(
         its_split.train if "train" in config.roles else (),
@@ -144,8 +145,20 @@ def prepare_pictures(
         encode_s=encode_s,
         found=dataset.pictures,
         unlabelled=dataset.unlabelled,
+        unused=dataset.left_out.unused,
         is_whole=all(picture.path.exists() for picture in broken),
     )
+
+
+def _with_others(before: DevicePictures, dataset: Dataset) -> DevicePictures:
+    """Return `before` with what else the folder has now; a person may have added a side-car."""
+    unused = dataset.left_out.unused
+    if (dataset.unlabelled, unused) == (before.unlabelled, before.unused):
+        return before
+    known = set(before.unused)
+    for entry, more in _examples([one for one in unused if one not in known]):
+        log.event("not_used", path=entry.path, reason=entry.reason, more=more)
+    return replace(before, unlabelled=dataset.unlabelled, unused=unused)
 
 
 def labels_for(config: AgentConfig, classes: Sequence[str]) -> Labels:
@@ -165,9 +178,10 @@ def read_features(config: AgentConfig, bundle: Bundle, sides: Sides) -> DeviceFe
     after that is left out. Raises the errors of `embed_pictures`.
     """
     encoder = LazyEncoder(bundle, config.encoder)  # local, so that its memory is freed on return
-    found: dict[str, Features] = {}
-    pictures: dict[str, tuple[Picture, ...]] = {}
-    with FeatureCache(config.state_dir / CACHE) as cache:
+
+    def read(cache: FeatureCache) -> tuple[dict[str, Features], tuple[Picture, ...]]:
+        found: dict[str, Features] = {}
+        pictures: tuple[Picture, ...] = ()
         for side in (field.name for field in fields(Sides)):
             embedded = embed_pictures(
                 getattr(sides, side),
@@ -178,10 +192,13 @@ def read_features(config: AgentConfig, bundle: Bundle, sides: Sides) -> DeviceFe
             )
             encoder_id = bundle.manifest.encoder_id
             found[side] = Features(embedded.vectors, embedded.labels, encoder_id)
-            pictures[side] = embedded.pictures
+            pictures = embedded.pictures  # at last, those of the test side
+        return found, pictures
+
+    found, test_pictures = with_cache(config.state_dir / CACHE, read)
     if config.data.group_by == "none":
         warn_of_near_copies(found["train"].vectors, found["test"].vectors)
-    return DeviceFeatures(**found, test_pictures=pictures["test"])
+    return DeviceFeatures(**found, test_pictures=test_pictures)
 
 
 def _all(sides: Sides) -> tuple[Picture, ...]:
@@ -197,28 +214,19 @@ def missing_features(
 ) -> tuple[list[Picture], int]:
     """Find the pictures, by hash, that are not in the cache; and count damaged features.
 
-    A cache that is damaged is made anew: it holds nothing that cannot be computed again.
+    A cache that cannot be used is made anew (`feature_cache.py`).
     """
-    try:
-        return _not_cached(config, bundle, pictures)
-    except DamagedCacheError as error:
-        cache = config.state_dir / CACHE
-        log.event("feature_cache_rebuilt", file=cache, reason=str(error.__cause__ or error))
-        delete_cache_file(cache)
-        return _not_cached(config, bundle, pictures)
 
-
-def _not_cached(
-    config: AgentConfig, bundle: Bundle, pictures: Mapping[str, Picture]
-) -> tuple[list[Picture], int]:
-    key, missing = key_of(bundle, config.encoder), list[Picture]()
-    hashes = list(pictures)
-    with FeatureCache(config.state_dir / CACHE) as cache:
+    def look(cache: FeatureCache) -> tuple[list[Picture], int]:
+        key, missing = key_of(bundle, config.encoder), list[Picture]()
+        hashes = list(pictures)
         for start in range(0, len(hashes), _AT_ONCE):
             some = hashes[start : start + _AT_ONCE]
             cached = cache.get(some, key)
             missing += (pictures[one] for one in some if one not in cached)
         return missing, cache.damaged
+
+    return with_cache(config.state_dir / CACHE, look)
 
 
 @dataclass(eq=False)

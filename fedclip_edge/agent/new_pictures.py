@@ -10,7 +10,7 @@ Law: a picture that was found is answered once, also if the agent ends before th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +18,12 @@ from fedclip_edge import log
 from fedclip_edge.agent.answered_pictures import AnsweredPictures
 from fedclip_edge.agent.answering import Answering
 from fedclip_edge.agent.encoder_process import EncoderProcess
+from fedclip_edge.agent.feature_cache import with_cache
 from fedclip_edge.agent.folder_watch import FolderWatch
 from fedclip_edge.agent.session import Session
+from fedclip_edge.errors import DataError
 from fedclip_edge.processes.worker import PausedError
 from fedclip_edge.records import F32
-from fedclip_edge.vision.cache import FeatureCache
 from fedclip_edge.vision.datasets import Picture
 
 
@@ -64,26 +65,28 @@ class EncodedFeatures:
     encoder: EncoderProcess
     cache: Path
     feature_key: str
-    is_away: Callable[[], bool]  # the folder of the pictures
+    watch: FolderWatch
 
     def __call__(self, pictures: Sequence[Picture]) -> Mapping[str, F32] | None:
-        """Return raw features float32 (D,).
+        """Return raw features float32 (D,); None while the encoder process pauses, or is busy.
 
-        None while the encoder process pauses or is busy, and while a folder is away.
-
-        Pictures that cannot be decoded are logged and left out. Raises the errors of
-        `EncoderProcess.encode`.
+        Pictures that cannot be decoded are logged and left out. So are those whose folder is away,
+        without a line. Raises the errors of `EncoderProcess.encode`, and DataError if the cache has
+        lost a feature meanwhile.
         """
-        if self.encoder.worker.is_busy or self.encoder.worker.is_paused() or self.is_away():
+        if self.encoder.worker.is_busy or self.encoder.worker.is_paused():
             return None
         try:
             skipped = self.encoder.encode(pictures).skipped
         except PausedError:
             return None
-        if skipped and self.is_away():
-            return None  # they could not be read
+        if skipped:
+            self.watch.is_away()  # looks at the folders now
         for one in pictures:
-            if one.hash in skipped:
+            if one.hash in skipped and not self.watch.is_absent(one.path):
                 log.event("picture_skipped", picture=one.path, reason=skipped[one.hash])
-        with FeatureCache(self.cache) as cache:
-            return cache.get([one.hash for one in pictures], self.feature_key)
+        hashes = [one.hash for one in pictures]
+        found = with_cache(self.cache, lambda cache: cache.get(hashes, self.feature_key))
+        if not found.keys() | skipped.keys() >= set(hashes):
+            raise DataError(f"{self.cache} was made anew after the pictures were encoded")
+        return found

@@ -189,10 +189,12 @@ def _prepare(
     encoder = EncoderProcess(box.children, bundle, config.encoder, cache, limits)
     encoder.between = duties.look
     duties.watch(encoder.worker)
-    features = EncodedFeatures(encoder, cache, key_of(bundle, config.encoder), watch.is_away)
+    features = EncodedFeatures(encoder, cache, key_of(bundle, config.encoder), watch)
     events = EventNames(config.data, bundle.classes.names)
     duties.new_pictures = NewPictures(
-        watch, start_answering(config, bundle, box.outlets, features, events), answered
+        watch,
+        start_answering(config, bundle, box.outlets, features, events, watch.is_absent),
+        answered,
     )
     data = _prepared(config, bundle, encoder, progress, watch, duties)
     work = TrainerProcess(box.children, config, bundle, data.sides, limits)

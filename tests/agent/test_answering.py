@@ -31,6 +31,7 @@ class Desk:
         self.failure: Exception | None = None
         self.is_busy = False
         self.damaged: set[str] = set()
+        self.absent: set[Path] = set()
         self.asked: list[int] = []
         answers = AnswersConfig(**rules)
         self.config = AgentConfig(
@@ -45,6 +46,7 @@ class Desk:
             self.features,
             lambda picture: picture.path.name.partition("-")[0],
             Events(answers),
+            lambda path: path in self.absent,
         )
 
     def features(self, pictures: Sequence[Picture]) -> Mapping[str, F32] | None:
@@ -184,6 +186,33 @@ def test_sigterm_between_two_answers_settles_the_first_only(
     with pytest.raises(SystemExit):
         desk.answering.look(None, 0.0)
     assert desk.answering.take_settled() == [pictures[0].hash]
+
+
+def test_pictures_whose_folder_is_away_wait_and_others_do_not(desk: Desk) -> None:
+    one, two, *others = pictures = some(*(f"a-{number}.jpg" for number in range(40)))
+    desk.absent = {one.path}
+    desk.answering.add(pictures)
+    for now in range(4):
+        desk.answering.look(None, float(now))
+    assert len([line for line in desk.lines() if "picture" in line]) == 39
+    desk.answering.look(None, 4.0)
+    assert desk.asked == [16, 16, 7]  # nothing else is asked for
+    desk.absent = set()
+    desk.answering.look(None, 5.0)
+    assert len(desk.answering.take_settled()) == len({one, two, *others}) == 40
+
+
+def test_a_picture_whose_folder_goes_away_while_it_is_encoded_waits(desk: Desk) -> None:
+    one, two = some("a-1.jpg", "a-2.jpg")
+    desk.damaged = {one.hash, two.hash}
+    desk.absent = {one.path}
+    desk.answering.is_absent = lambda path: path in desk.absent and desk.asked != []
+    desk.answering.add([one, two])
+    desk.answering.look(None, 0.0)
+    assert desk.answering.take_settled() == [two.hash]
+    desk.absent, desk.damaged = set(), set()
+    desk.answering.look(None, 1.0)
+    assert [line["picture"] for line in desk.lines()] == [str(one.path)]
 
 
 def test_a_fault_that_passes_loses_no_picture(desk: Desk) -> None:

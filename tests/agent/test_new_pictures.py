@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
+import pytest
 
 from fedclip_edge.agent.answered_pictures import ANSWERED, AnsweredPictures
 from fedclip_edge.agent.answering import Answering
@@ -30,33 +31,38 @@ class Folder:
 
     def __init__(self, site: Path) -> None:
         self.cache = site / "features.sqlite"
-        self.is_away = False
-        self.goes_away = False
-        self.asked = 0
+        self.is_there = True
+        self.is_seen_away = False
         worker = SimpleNamespace(is_busy=False, is_paused=lambda: False)
         encoder = SimpleNamespace(worker=worker, encode=self.encode)
         self.features = EncodedFeatures(
-            cast("EncoderProcess", encoder), self.cache, "key", lambda: self.is_away
+            cast("EncoderProcess", encoder), self.cache, "key", cast("FolderWatch", self)
         )
 
+    def is_away(self) -> bool:
+        self.is_seen_away = not self.is_there
+        return self.is_seen_away
+
+    def is_absent(self, _path: Path) -> bool:
+        return self.is_seen_away
+
     def encode(self, some: Sequence[Picture]) -> Encoded:
-        self.asked += 1
-        self.is_away |= self.goes_away
-        if self.is_away:
+        if not self.is_there:
             return Encoded(0, {one.hash: "cannot be read: No such file" for one in some})
         with FeatureCache(self.cache) as cache:
             cache.put({one.hash: np.ones(D, np.float32) for one in some}, "key")
         return Encoded(len(some), {})
 
 
-def test_pictures_wait_while_their_folder_is_away(tmp_path: Path) -> None:
+def test_pictures_of_a_folder_that_went_away_are_no_damaged_pictures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, some = Folder(tmp_path), pictures("a", "b")
-    folder.goes_away = True  # while they are encoded
-    assert folder.features(some) is None
-    folder.goes_away = False
-    assert folder.features(some) is None
-    assert folder.asked == 1
-    folder.is_away = False
+    folder.is_there = False
+    assert folder.features(some) == {}
+    assert folder.is_absent(some[0].path)
+    assert "picture_skipped" not in capsys.readouterr().out
+    folder.is_there = True
     found = folder.features(some)
     assert found is not None
     assert found.keys() == {one.hash for one in some}
