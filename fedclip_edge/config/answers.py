@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.config.reading import require
@@ -19,10 +19,6 @@ _LONGEST_TOPIC = (
 @dataclass(frozen=True)
 class AnswersBroker(BrokerAddress):
     """The broker that gets the answers, and the topics there. It need not be the fleet's."""
-
-    access_advice: ClassVar[str] = (
-        "add the lines that `fedclip-edge agent --access-list` prints to the access list"
-    )
 
     topic: str = "fedclip-edge"  # the topics begin with this, then the device's id
     keep: int = 1000  # answers that wait while the broker is away; the oldest are dropped
@@ -43,6 +39,11 @@ class AnswersBroker(BrokerAddress):
                 and len(topic) <= _LONGEST_TOPIC,
                 f"{name}: expected names with / between them, without + and #, got {topic[:80]!r}",
             )
+
+    @property
+    def access_advice(self) -> str:
+        """The next step if the access list of the broker denies a topic."""
+        return "add the lines that `fedclip-edge agent --access-list` prints to the access list"
 
 
 @dataclass(frozen=True)

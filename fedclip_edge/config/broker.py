@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 from fedclip_edge.config.reading import require
 
@@ -14,11 +13,6 @@ _MQTT_MAX_BYTES = 268_435_460  # the largest remaining length of a packet, plus 
 @dataclass(frozen=True)
 class BrokerAddress:
     """Address of the MQTT broker, and the login data. With `ca`, the connection uses TLS."""
-
-    # What to do if the access list of the broker denies a topic.
-    access_advice: ClassVar[str] = (
-        "compare 'fleet' with the fleet in the access list, and the user name with the device's id"
-    )
 
     host: str = "127.0.0.1"  # name or IP address of the MQTT broker
     port: int = 1883  # TCP port of the broker; 8883 is usual for TLS
@@ -49,4 +43,12 @@ class BrokerAddress:
         require(
             self.certificate is None or self.ca is not None,
             "ca: missing; a certificate also needs ca, the certificate of its authority",
+        )
+
+    @property
+    def access_advice(self) -> str:
+        """The next step if the access list of the broker denies a topic."""
+        return (
+            "compare 'fleet' with the fleet in the access list, and the user name with the "
+            "device's id"
         )
