@@ -2,8 +2,10 @@
 
 Laws:
 - A folder is away if it is missing or unreadable, if it is empty although pictures were known in it
-  (unless it may be emptied), if another folder without pictures is in its place, or if that is on
-  another file system and none of the known pictures is in its place.
+  (unless it may be emptied), or if it is on another file system than before and none of the known
+  pictures is in its place.
+- A folder that may be emptied is away for LATE_S if it is found empty at the start, or if an empty
+  folder is in its place: its share may be mounted late.
 - The log says so once, and once again when the folder is back.
 """
 
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +21,7 @@ from pathlib import Path
 from fedclip_edge import log
 from fedclip_edge.vision.picture_files import is_ignored
 
+LATE_S = 600.0
 _TRIED = 100  # known pictures that are looked for on another file system
 
 
@@ -30,6 +34,8 @@ class FolderGuard:
     known: Callable[[], Collection[str]]  # the paths of the pictures that were found in it
     is_away: bool = False
     has_come: bool = False  # it is back, or another folder is in its place, since the last look
+    clock: Callable[[], float] = time.monotonic
+    _empty_since: float | None = None  # at the start, or since another folder is in its place
     _place: tuple[int, int] | None = None  # the folder's file system, and its inode there
 
     def look(self) -> bool:
@@ -54,8 +60,6 @@ class FolderGuard:
         if is_empty and not self.may_be_empty and self.known():
             return "it is empty, but pictures were known in it; mount it, or put pictures into it"
         place = found.st_dev, found.st_ino
-        if self._place not in (None, place) and is_empty and self.known():
-            return "an empty folder is in its place; mount it, or put pictures into it"
         if self._place is not None and self._place[0] != found.st_dev:
             some = list(itertools.islice(self.known(), _TRIED))
             if some and not any(map(os.path.exists, some)):
@@ -63,5 +67,18 @@ class FolderGuard:
                     "it is on another file system, without the known pictures; if that is right, "
                     "restart the agent"
                 )
-        self._place = place
+        if place != self._place and self._may_come(is_empty):
+            return (
+                "an empty folder is in the place of one with pictures; mount it, or put pictures "
+                f"into it; after {LATE_S:g} s it counts as emptied"
+            )
+        self._place, self._empty_since = place, None
         return ""
+
+    def _may_come(self, is_empty: bool) -> bool:
+        """True while the empty folder may be one that is not mounted yet."""
+        if not is_empty or not self.known():
+            return False
+        if self._empty_since is None:
+            self._empty_since = self.clock()
+        return self.clock() - self._empty_since < LATE_S

@@ -196,8 +196,9 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
         ),
         "folder_away": Event(
             "A picture folder is missing, suddenly empty, or on another file system without any of "
-            "the known pictures, as if its share was not mounted; or an empty folder is in its place. "
-            "Its `pictures` stay in use. Written once; `folder_back` follows.",
+            "the known pictures, as if its share was not mounted. Its `pictures` stay in use. Written "
+            "once; `folder_back` follows. An `[inbox]` may be emptied, so it is away for ten minutes "
+            "only, if it is empty at the start or if an empty folder is in its place.",
             "Mount the share, or put pictures into the folder. If the other file system is right, "
             "restart the agent.",
         ),
