@@ -132,7 +132,7 @@ class Rescan:
             self._unread = ""
         if reading.is_away and not session.paused:
             session.publisher.publish_state(online=True)
-        if data.found == self.trainer.data.found:
+        if data.sides is self.trainer.data.sides:
             self.trainer.data = data  # it may have other unlabelled pictures
             if not reading.is_away:
                 return
@@ -162,4 +162,5 @@ class _Reading:
 def _log_change(before: DevicePictures, after: DevicePictures) -> None:
     known = {picture.hash for picture in before.found}
     found = {picture.hash for picture in after.found}
-    log.event("pictures_changed", added=len(found - known), removed=len(known - found))
+    if found != known:  # else there are features now for some that could not be read
+        log.event("pictures_changed", added=len(found - known), removed=len(known - found))
