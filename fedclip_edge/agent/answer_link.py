@@ -132,7 +132,7 @@ class AnswerLink:
         try:
             return PahoTransport(self._broker, client, (), will)
         except ConfigError as error:
-            raise ConfigError(_of_answers(str(error))) from None
+            raise ConfigError(of_answers(str(error))) from None
 
     def _run(self) -> None:
         while True:
@@ -184,11 +184,11 @@ class AnswerLink:
     def _report(self, fault: str) -> None:
         if fault != self._fault:
             self._fault = fault
-            reason = _of_answers(fault)
+            reason = of_answers(fault)
             log.event("answers_broker_not_reached", broker=self._where, reason=reason)
 
 
-def _of_answers(fault: str) -> str:
+def of_answers(fault: str) -> str:
     """A text of the transport, which is about the fleet's broker, for the broker of answers."""
     return fault if "[answers.broker]" in fault else fault.replace("[broker]", "[answers.broker]")
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fedclip_edge.agent.doctor import box, fleet
+from fedclip_edge.agent.doctor.answers import check_answers
 from fedclip_edge.agent.doctor.finding import Check, Finding, ok
 from fedclip_edge.agent.doctor.pictures import ENCODER_S, Pictures
 from fedclip_edge.agent.pause import SENSORS
@@ -26,6 +27,7 @@ def checks_of(config: AgentConfig, sensors: Path = SENSORS) -> tuple[Check, ...]
         Check("encoder", pictures.check_encoder, ENCODER_S + _SHORT_S),
         Check("pictures", pictures.check_pictures, _FILES_S),
         Check("cache", pictures.check_cache, _FILES_S),
+        Check("answers", lambda: check_answers(config), _SHORT_S),
         Check("disk", lambda: box.disk(config), _SHORT_S),
         Check("memory", box.memory, _SHORT_S),
         Check("limits", lambda: box.conditions(config, sensors), _SHORT_S),
