@@ -39,6 +39,7 @@ from fedclip_edge.agent.rescan import Rescan, watched
 from fedclip_edge.agent.session import Session, start_session
 from fedclip_edge.agent.settings import Settings
 from fedclip_edge.agent.state_db import StateDb
+from fedclip_edge.agent.state_lock import StateLock
 from fedclip_edge.agent.trainer import LocalTrainer
 from fedclip_edge.agent.trainer_process import TrainerProcess
 from fedclip_edge.config.agent import AgentConfig
@@ -62,6 +63,7 @@ class Box:
 
     settings: Settings
     identity: Identity
+    lock: StateLock
     state_db: StateDb
     store: BundleStore
     children: Children
@@ -100,7 +102,7 @@ def serve(
 
     renew = f"run `fedclip-edge renew {config.id}`, copy its file here and restart the agent"
     expiry = Expiry(config.broker.certificate, renew)
-    duties = Duties(expiry, box.monitor, box.settings, box.pause)
+    duties = Duties(expiry, box.monitor, box.settings, box.pause, box.lock)
     early = new_link()
     parts = contextlib.ExitStack()
     try:

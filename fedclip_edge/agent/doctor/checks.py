@@ -11,6 +11,7 @@ from fedclip_edge.agent.doctor.answers import check_answers
 from fedclip_edge.agent.doctor.finding import Check, Finding, ok
 from fedclip_edge.agent.doctor.pictures import ENCODER_S, Pictures
 from fedclip_edge.agent.pause import SENSORS
+from fedclip_edge.agent.state_lock import LOCK
 from fedclip_edge.config.agent import AgentConfig
 
 _SHORT_S = 20.0
@@ -48,7 +49,7 @@ def _agent(config: AgentConfig) -> Iterator[Finding]:
 def is_running(config: AgentConfig) -> bool:
     """True if an agent with this state_dir runs; nothing is made or changed."""
     try:
-        with (config.state_dir / "lock").open("rb") as file:
+        with (config.state_dir / LOCK).open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
