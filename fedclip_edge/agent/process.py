@@ -56,8 +56,8 @@ def run(
     Raises ConfigError if a file or a setting is wrong; BundleError if the bundle cannot be used;
     DataError if the picture folder cannot be used; LinkError if no broker answers the first
     connection, but not if the link breaks later; RefusedError if the broker or the coordinator
-    refuses this device permanently; DiskError if a file in state_dir cannot be written, or state_dir
-    vanishes; WorkerError if the encoder's process dies; ModuleNotFoundError if torch or
+    refuses this device permanently; DiskError if a file in state_dir cannot be written, or that
+    folder vanishes; WorkerError if the encoder's process dies; ModuleNotFoundError if torch or
     prometheus-client is needed and not installed.
     """
     check_torch(config)  # before the pictures are encoded, which may take hours
