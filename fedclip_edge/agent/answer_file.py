@@ -26,7 +26,6 @@ WAITING = 10_000
 _AGAIN_S = 5.0  # between two attempts to write
 _BACK_BYTES = 65_536  # read at once, to find the end of the last whole line
 _LONGEST_BYTES = 16_000_000  # much longer than a line; a power cut may also leave zeros
-_HINT = "free or repair the disk, or set another `file` under [answers]; the newest answers wait"
 
 
 @dataclass(eq=False)
@@ -63,7 +62,7 @@ class AnswerFile:
             reason = error.strerror or str(error)
             self._next_at = now + _AGAIN_S
             if not self._failed:
-                log.event("answers_not_written", file=self.path, reason=reason, hint=_HINT)
+                log.event("answers_not_written", file=self.path, reason=reason, hint=_hint(error))
             self._failed = reason
         else:
             if self._failed:
@@ -103,6 +102,16 @@ class AnswerFile:
                 newer.replace(older)
         if not self.old_files:
             self.path.unlink()
+
+
+def _hint(error: OSError) -> str:
+    """The next step if lines cannot be written."""
+    what = "free or repair the disk"
+    if isinstance(error, PermissionError):
+        what = f"let this user (uid {os.geteuid()}) write the file"
+    if isinstance(error, IsADirectoryError | NotADirectoryError):
+        what = "move away what is in its place"
+    return f"{what}, or set another `file` under [answers]; the newest answers wait"
 
 
 def _whole_bytes(handle: int) -> int | None:

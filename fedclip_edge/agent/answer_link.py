@@ -4,7 +4,7 @@ It has a thread of its own, so neither a broker that is away nor a slow one dela
 
 Laws:
 - An answer is published at least once, in order, unless the link was away for more than `keep`
-  answers; the oldest are dropped then, and their number is logged.
+  answers, or when the process ended. The oldest are dropped then, and their number is logged.
 - No fault of this broker ends the device or its part in a run. A fault is logged once.
 """
 
@@ -125,6 +125,9 @@ class AnswerLink:
         self._stops.set()
         if self._thread.is_alive():
             self._thread.join(_CLOSE_S if self._is_serving else 0.0)
+        left = len(self._queue) + self._queue.take_dropped()
+        if left:
+            log.event("answers_dropped", broker=self._where, count=left)
 
     def _make_link(self) -> PahoTransport:
         client = f"fedclip-edge.{self._device}.{secrets.token_hex(8)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -99,6 +100,29 @@ def test_a_line_that_a_power_cut_left_incomplete_is_removed(
     (tmp_path / "a").write_bytes(whole + torn)
     AnswerFile(tmp_path / "a", 1_000_000, 2).add(b"4\n", 0.0)
     assert (tmp_path / "a").read_bytes() == whole + b"4\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "step"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "free or repair the disk"),
+        (PermissionError(errno.EACCES, "Permission denied"), f"let this user (uid {os.geteuid()})"),
+        (IsADirectoryError(errno.EISDIR, "Is a directory"), "move away what is in its place"),
+    ],
+)
+def test_each_fault_has_its_own_step(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: OSError,
+    step: str,
+) -> None:
+    def fails(*_: object) -> int:
+        raise error
+
+    monkeypatch.setattr(os, "open", fails)
+    AnswerFile(tmp_path / "a", 10_000, 2).add(b"1\n", 0.0)
+    assert step in capsys.readouterr().out
 
 
 def test_a_full_disk_is_reported_once_and_no_answer_is_lost(

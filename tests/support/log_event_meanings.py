@@ -377,8 +377,8 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "Start the broker, or correct `[answers.broker]`.",
         ),
         "answers_dropped": Event(
-            "More than `keep` answers waited for the broker of `[answers.broker]`; the oldest ones "
-            "were not published. They are in the file.",
+            "More than `keep` answers waited for the broker of `[answers.broker]`, and the oldest ones "
+            "were not published; or the agent ended while answers waited. They are in the file.",
             "Raise `keep` if the broker is often away for long.",
         ),
         "contribution_refused": Event(
