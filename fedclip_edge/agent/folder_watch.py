@@ -43,12 +43,8 @@ _SEARCH_SHARE = 20  # without a watch, searches take at most one twentieth of th
 class Changes:
     """The pictures that came and went."""
 
-    new: tuple[Picture, ...] = ()  # one for each hash; its label may be UNLABELLED
+    new: tuple[Picture, ...] = ()  # one for each hash, without a label: their answers need none
     removed: tuple[str, ...] = ()  # hashes
-
-
-def _no_label(_path: Path, _hash: str) -> int:
-    return UNLABELLED
 
 
 def _keep_all(_hashes: Sequence[str]) -> None:
@@ -59,17 +55,15 @@ def _keep_all(_hashes: Sequence[str]) -> None:
 class FolderWatch:
     """The pictures below `folder`, and below `inbox` if there is one.
 
-    `classes` are the labels by class name, as `labels_of` returns them. `label_of` gives the label
-    of a path and its hash. `forget` is called with the hashes of removed pictures before `changes`
-    returns them. Use it in a `with` block, and enter that when the index is open and before the
-    index is used.
+    `classes` are the labels by class name, as `labels_of` returns them. `forget` is called with the
+    hashes of removed pictures before `changes` returns them. Use it in a `with` block, and enter
+    that when the index is open and before the index is used.
     """
 
     folder: Path
     inbox: Path | None
     index: PictureIndex
     classes: Mapping[str, int] = field(default_factory=dict)
-    label_of: Callable[[Path, str], int] = _no_label
     forget: Callable[[Sequence[str]], None] = _keep_all
     events: FileEvents = field(init=False)
     upkeep: IndexUpkeep = field(init=False)
@@ -221,8 +215,7 @@ class FolderWatch:
         """Note that a file has these bytes."""
         self.upkeep.has_news |= not self._pictures.has(name, found)
         if self._pictures.add(name, found, now) and name not in self._old_names:
-            path = Path(name)
-            self._new.append(Picture(path, self.label_of(path, found), found))
+            self._new.append(Picture(Path(name), UNLABELLED, found))
         self._old_names.discard(name)
 
     def _take_away(self, name: str, now: float) -> None:

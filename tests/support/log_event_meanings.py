@@ -247,8 +247,8 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
         ),
         "file_name_not_text": Event(
             "A file in the picture folder has a name that is not UTF-8, which ends a watch of the "
-            "folder. The file is used. For `searched_s` seconds after each change of such a file, "
-            "the folder is searched instead, and then watched again. Written once.",
+            "folder. The file is used. For `searched_s` seconds after each change or reading of such a "
+            "file, the folder is searched instead, and then watched again. Written once.",
             "None; if new pictures should be noticed sooner, rename such files to UTF-8, for example "
             "with `convmv`.",
         ),
