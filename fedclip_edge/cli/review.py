@@ -67,11 +67,9 @@ def review(config: Path, most: int, as_json: bool) -> None:
 
 
 def _show(found: Review, bases: Sequence[Path]) -> None:
-    from fedclip_edge.vision.picture_files import printable
-
     def name(path: Path) -> str:
         inside = (path.relative_to(base) for base in bases if path.is_relative_to(base))
-        return printable(next(inside, path))
+        return str(next(inside, path))
 
     def percent(share: float | None) -> str:
         return "-" if share is None else f"{100 * share:.1f}"
