@@ -86,6 +86,10 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "TensorRT compiles the encoder for this GPU. This takes minutes and happens once. "
             "`predict` and `bundle verify` write this event as well.",
         ),
+        "tensorrt_engine_not_used": Event(
+            "The stored engine does not load, for example because it is damaged. A new one is built, "
+            "which takes minutes, and replaces it.",
+        ),
         "tensorrt_engine_built": Event("The engine is built, and stored for the next start."),
         "encoder_providers_tried": Event(
             "The providers that are installed are tried on the bundle's golden vectors, each in a "
