@@ -43,13 +43,9 @@ _SEARCH_SHARE = 20  # without a watch, searches take at most one twentieth of th
 class Changes:
     """The pictures that came and went."""
 
-    new: tuple[Picture, ...] = ()  # one for each hash; its label may be UNLABELLED
+    new: tuple[Picture, ...] = ()  # one for each hash, without a label: their answers need none
     removed: tuple[str, ...] = ()  # hashes
     old: tuple[str, ...] = ()  # hashes that are not new, because they were there at the first start
-
-
-def _no_label(_path: Path, _hash: str) -> int:
-    return UNLABELLED
 
 
 def _keep_all(_hashes: Sequence[str]) -> None:
@@ -61,10 +57,9 @@ class FolderWatch:
     """The pictures below `folder`, and below `inbox` if there is one.
 
     `classes` are the labels by class name, as `labels_of` returns them. `settled` are the hashes of
-    pictures that are not new; None if this is the first start. `label_of` gives the label of a path
-    and its hash. `forget` is called with the hashes of removed pictures before `changes`
-    returns them. Use it in a `with` block, and enter that when the index is open and before the
-    index is used.
+    pictures that are not new; None if this is the first start. `forget` is called with the hashes
+    of removed pictures before `changes` returns them. Use it in a `with` block, and enter that when
+    the index is open and before the index is used.
     """
 
     folder: Path
@@ -72,7 +67,6 @@ class FolderWatch:
     index: PictureIndex
     classes: Mapping[str, int] = field(default_factory=dict)
     settled: Collection[str] | None = None
-    label_of: Callable[[Path, str], int] = _no_label
     forget: Callable[[Sequence[str]], None] = _keep_all
     events: FileEvents = field(init=False)
     upkeep: IndexUpkeep = field(init=False)
@@ -236,8 +230,7 @@ class FolderWatch:
             if name in self._old_names:
                 self._old.append(found)
             else:
-                path = Path(name)
-                self._new.append(Picture(path, self.label_of(path, found), found))
+                self._new.append(Picture(Path(name), UNLABELLED, found))
         self._old_names.discard(name)
 
     def _take_away(self, name: str, now: float) -> None:

@@ -17,12 +17,11 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from fedclip_edge import log
 from fedclip_edge.agent.answered_pictures import AnsweredPictures
 from fedclip_edge.agent.encoding import Encode
-from fedclip_edge.agent.features import CACHE, DevicePictures, labels_for, prepare_pictures
+from fedclip_edge.agent.features import CACHE, DevicePictures, prepare_pictures
 from fedclip_edge.agent.folder_watch import FolderWatch
 from fedclip_edge.agent.session import Session
 from fedclip_edge.agent.trainer import LocalTrainer
@@ -51,13 +50,6 @@ def watched(
     """
     index = PictureIndex(file=config.state_dir / INDEX)
 
-    labels = labels_for(config, bundle.classes.names)
-
-    def label_of(path: Path, picture: str) -> int:
-        with contextlib.suppress(DataError, DiskError):  # the next reading of the folder says it
-            labels.refresh()
-        return labels.of(path, picture)
-
     def forget(hashes: Sequence[str]) -> None:
         # While the cache cannot be written, the features stay; they harm nothing.
         with (
@@ -75,7 +67,6 @@ def watched(
             index,
             labels_of(bundle.classes.names),
             answered.settled(),
-            label_of=label_of,
             forget=forget,
         ) as watch,
     ):

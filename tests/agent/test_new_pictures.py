@@ -1,4 +1,4 @@
-"""The way of a new picture to its answer, over a kill and while its folder is away."""
+"""The way of a new picture to its answer: its features, kills, and a folder that is away."""
 
 from __future__ import annotations
 
@@ -16,56 +16,108 @@ from fedclip_edge.agent.encoder_process import EncoderProcess
 from fedclip_edge.agent.encoding import Encoded
 from fedclip_edge.agent.folder_watch import Changes, FolderWatch
 from fedclip_edge.agent.new_pictures import EncodedFeatures, NewPictures
+from fedclip_edge.errors import DataError
+from fedclip_edge.processes.worker import PausedError
 from fedclip_edge.vision.cache import FeatureCache
 from fedclip_edge.vision.datasets import Picture
 
-D = 4
+KEY = "k" * 64
+PICTURES = [Picture(Path(f"/inbox/{name}.jpg"), -1, name * 64) for name in "abc"]
 
 
-def pictures(*names: str) -> list[Picture]:
-    return [Picture(Path("/inbox") / name, -1, f"{ord(name[0]):064x}") for name in names]
+class Encoder:
+    """An encoder process that stores a feature for each picture but the damaged ones.
 
+    It is also the watch of their folder.
+    """
 
-class Folder:
-    """A folder with pictures, and an encoder that reads them from it."""
-
-    def __init__(self, site: Path) -> None:
-        self.cache = site / "features.sqlite"
-        self.is_there = True
-        self.is_seen_away = False
-        worker = SimpleNamespace(is_busy=False, is_paused=lambda: False)
-        encoder = SimpleNamespace(worker=worker, encode=self.encode)
-        self.features = EncodedFeatures(
-            cast("EncoderProcess", encoder), self.cache, "key", cast("FolderWatch", self)
-        )
+    def __init__(self, cache: Path) -> None:
+        self.cache = cache
+        self.damaged: set[str] = set()
+        self.asked = 0
+        self.stores = True
+        self.error: Exception | None = None
+        self.is_there, self.was_seen = True, True  # the folder
+        self.worker = SimpleNamespace(is_busy=False, is_paused=lambda: False)
 
     def is_away(self) -> bool:
-        self.is_seen_away = not self.is_there
-        return self.is_seen_away
+        self.was_seen = self.is_there
+        return not self.is_there
 
     def is_absent(self, _path: Path) -> bool:
-        return self.is_seen_away
+        return not self.was_seen
 
-    def encode(self, some: Sequence[Picture]) -> Encoded:
+    def encode(self, pictures: Sequence[Picture], progress: Any = None) -> Encoded:
+        self.asked += 1
+        if self.error is not None:
+            raise self.error
         if not self.is_there:
-            return Encoded(0, {one.hash: "cannot be read: No such file" for one in some})
-        with FeatureCache(self.cache) as cache:
-            cache.put({one.hash: np.ones(D, np.float32) for one in some}, "key")
-        return Encoded(len(some), {})
+            return Encoded(0, {one.hash: "cannot be read: No such file" for one in pictures})
+        new = {one.hash: np.ones(4, np.float32) for one in pictures if one.hash not in self.damaged}
+        if self.stores:
+            with FeatureCache(self.cache) as cache:
+                cache.put(new, KEY)
+        return Encoded(len(new), dict.fromkeys(self.damaged, "it is damaged"))
+
+
+@pytest.fixture
+def encoder(tmp_path: Path) -> Encoder:
+    return Encoder(tmp_path / "features.sqlite")
+
+
+@pytest.fixture
+def features(encoder: Encoder) -> EncodedFeatures:
+    return EncodedFeatures(
+        cast("EncoderProcess", encoder), encoder.cache, KEY, cast("FolderWatch", encoder)
+    )
+
+
+def test_a_picture_that_cannot_be_decoded_is_named_and_left_out(
+    encoder: Encoder, features: EncodedFeatures, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoder.damaged = {PICTURES[1].hash}
+    found = features(PICTURES)
+    assert found is not None
+    assert found.keys() == {PICTURES[0].hash, PICTURES[2].hash}
+    assert "picture_skipped picture=/inbox/b.jpg" in capsys.readouterr().out
+
+
+def test_features_that_are_lost_in_between_are_asked_for_again(
+    encoder: Encoder, features: EncodedFeatures
+) -> None:
+    """Another process may have found the cache damaged; no picture may be left out for that."""
+    encoder.stores = False
+    with pytest.raises(DataError, match="was made anew after the pictures were encoded"):
+        features(PICTURES)
+    encoder.stores = True
+    found = features(PICTURES)
+    assert found is not None
+    assert len(found) == 3
+
+
+def test_while_the_encoder_is_at_work_for_others_there_are_none(
+    encoder: Encoder, features: EncodedFeatures
+) -> None:
+    encoder.worker.is_busy = True
+    assert features(PICTURES) is None
+    encoder.worker.is_busy, encoder.worker.is_paused = False, lambda: True
+    assert features(PICTURES) is None
+    assert encoder.asked == 0
+    encoder.worker.is_paused, encoder.error = lambda: False, PausedError("paused")
+    assert features(PICTURES) is None
 
 
 def test_pictures_of_a_folder_that_went_away_are_no_damaged_pictures(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    encoder: Encoder, features: EncodedFeatures, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder, some = Folder(tmp_path), pictures("a", "b")
-    folder.is_there = False
-    assert folder.features(some) == {}
-    assert folder.is_absent(some[0].path)
+    encoder.is_there = False
+    assert features(PICTURES) == {}
+    assert encoder.is_absent(PICTURES[0].path)
     assert "picture_skipped" not in capsys.readouterr().out
-    folder.is_there = True
-    found = folder.features(some)
+    encoder.is_there = True
+    found = features(PICTURES)
     assert found is not None
-    assert found.keys() == {one.hash for one in some}
+    assert len(found) == 3
 
 
 class Scene:
@@ -105,7 +157,7 @@ class Scene:
 
 
 def test_after_a_kill_only_what_was_answered_is_settled(tmp_path: Path) -> None:
-    one, two = pictures("a", "b")
+    one, two = PICTURES[:2]
     scene = Scene(tmp_path)
     assert scene.settled is None
     scene.look(0.0, Changes(old=("old",)))

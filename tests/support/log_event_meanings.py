@@ -86,6 +86,10 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "TensorRT compiles the encoder for this GPU. This takes minutes and happens once. "
             "`predict` and `bundle verify` write this event as well.",
         ),
+        "tensorrt_engine_not_used": Event(
+            "The stored engine does not load, for example because it is damaged. A new one is built, "
+            "which takes minutes, and replaces it.",
+        ),
         "tensorrt_engine_built": Event("The engine is built, and stored for the next start."),
         "encoder_providers_tried": Event(
             "The providers that are installed are tried on the bundle's golden vectors, each in a "
@@ -248,8 +252,8 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
         ),
         "file_name_not_text": Event(
             "A file in the picture folder has a name that is not UTF-8, which ends a watch of the "
-            "folder. The file is used. For `searched_s` seconds after each change of such a file, "
-            "the folder is searched instead, and then watched again. Written once.",
+            "folder. The file is used. For `searched_s` seconds after each change or reading of such a "
+            "file, the folder is searched instead, and then watched again. Written once.",
             "None; if new pictures should be noticed sooner, rename such files to UTF-8, for example "
             "with `convmv`.",
         ),
