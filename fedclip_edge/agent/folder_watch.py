@@ -10,7 +10,8 @@ Laws:
 - Pictures that exist when the agent starts for the first time are not new. At later starts, those
   that are not `settled` yet are.
 - A picture whose file may only have been renamed is not removed: its new file may be unread yet.
-- Of a folder that is away (`folder_guard.py`), nothing is removed.
+- Of a folder that is away (`folder_guard.py`), nothing is removed. After it has come back, as after
+  the start, nothing is removed before all files were found and read.
 """
 
 from __future__ import annotations
@@ -79,7 +80,8 @@ class FolderWatch:
     _is_first: bool = False  # this is the first start, and no search was made yet
     _look_at: float = -1.0
     _search_at: float = -1.0
-    _has_searched: bool = False
+    _has_searched: bool = False  # since the start, or since a folder came
+    _found_unread: set[str] = field(default_factory=set)  # files that this search found
     _was_watching: bool = False
 
     def __post_init__(self) -> None:
@@ -122,7 +124,7 @@ class FolderWatch:
         """Look at the folders; True if one of them is away."""
         away = [guard.look() for guard in self._guards]
         if any(guard.has_come for guard in self._guards):
-            self._search_at = -1.0
+            self._search_at, self._has_searched = -1.0, False
             self.events.start()  # the watch of what was there before is lost
         return any(away)
 
@@ -214,7 +216,9 @@ class FolderWatch:
         for name in [name for name in self._pictures.names if name not in found]:
             if not self._is_away(name):
                 self._take_away(name, now)
-        self._has_searched = True
+        if not self._has_searched:
+            self._found_unread = {name for name in found if name in self._unread}
+            self._has_searched = True
         took = time.monotonic() - began
         self._search_at = now + (
             _SEARCH_S if self.events.is_watching else max(_LOOK_S, _SEARCH_SHARE * took)
@@ -241,8 +245,11 @@ class FolderWatch:
     def _removed(self, now: float) -> tuple[str, ...]:
         """Take the pictures that have been gone for long enough; none while a folder is away."""
         gone = self._pictures.gone(now)
+        if not gone or self.is_away() or not self._has_searched:  # in this order
+            return ()
+        self._found_unread = {name for name in self._found_unread if name in self._unread}
         # A file that is still to be read may be a renamed one.
-        if not gone or self._unread.are_due(now) or not self._has_searched or self.is_away():
+        if self._found_unread or self._unread.are_due(now):
             return ()
         self._pictures.forget(gone)
         self.forget(gone)

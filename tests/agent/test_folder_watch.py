@@ -299,6 +299,21 @@ def test_an_empty_folder_in_the_place_of_the_inbox_removes_nothing(
     assert capsys.readouterr().out.count("folder_away") == 1
 
 
+def test_an_inbox_that_is_mounted_after_the_start_has_nothing_new(watched: Watched) -> None:
+    picture(watched.site / "inbox" / "a.png", 5)
+    watched.until(lambda: watched.new == ["a.png"])
+    watched.watch.index.save()
+    watched.parts.close()
+    (watched.site / "inbox").rename(watched.site / "mounted")
+    watched.new.clear()
+    watched.start()
+    watched.wait(2 * known_pictures.GONE_S)
+    (watched.site / "inbox").rmdir()
+    (watched.site / "mounted").rename(watched.site / "inbox")
+    watched.settle()
+    assert (watched.new, watched.removed) == ([], [])
+
+
 def test_at_the_first_start_old_pictures_are_named_and_none_is_left_out(tmp_path: Path) -> None:
     old = [picture(tmp_path / "pictures" / "dog" / f"{n}.png", n) for n in range(3)]
     (tmp_path / "pictures" / "dog" / "cut.png").write_bytes(b"\x89PNG")  # waits for its end
