@@ -267,7 +267,8 @@ def _try(session: Any, input_name: str, side: int) -> None:
 
 def _session(model: Path | bytes, config: EncoderConfig, providers: Sequence[Provider]) -> Any:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads_of(config)
+    # On the CPU, as many threads as there are cores each encode a batch (pace.py).
+    options.intra_op_num_threads = 1 if providers == [_PROVIDERS["cpu"]] else threads_of(config)
     options.inter_op_num_threads = 1
     # Spinning threads take cores that other programs on the box need.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

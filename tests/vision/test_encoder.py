@@ -343,7 +343,7 @@ def test_a_wrong_file_is_told_before_an_engine_is_built(
     assert runtime.started == [["CPUExecutionProvider"]]
 
 
-def test_threads_are_those_asked_for_and_do_not_spin(
+def test_a_session_on_the_cpu_has_one_thread_which_does_not_spin(
     random_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
@@ -354,9 +354,9 @@ def test_threads_are_those_asked_for_and_do_not_spin(
         return start(source, options, **rest)
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", spy)
-    open_encoder(random_bundle, EncoderConfig(threads=2))
+    open_encoder(random_bundle, EncoderConfig(threads=2))  # each of them runs a batch (pace.py)
     (options,) = seen
-    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (2, 1)
+    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (1, 1)
     for pool in ("intra_op", "inter_op"):
         assert options.get_session_config_entry(f"session.{pool}.allow_spinning") == "0"
 
