@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from queue import SimpleQueue
@@ -37,12 +38,23 @@ class OpenvinoSession:
         for request in requests:
             self._free.put(request)
         self._name = name
+        self._first = threading.Lock()
+        self._has_run = False
 
     def run(self, outputs: Sequence[str], inputs: Mapping[str, F32]) -> list[F32]:
         """Return the named outputs, features (N, D), for pixels (N, 3, S, S), all float32.
 
         Raises BundleError if OpenVINO fails.
         """
+        if self._has_run:
+            return self._infer(outputs, inputs)
+        # OpenVINO 2026.4 prepares its types at the first call, and hangs if two threads make it.
+        with self._first:
+            found = self._infer(outputs, inputs)
+            self._has_run = True
+            return found
+
+    def _infer(self, outputs: Sequence[str], inputs: Mapping[str, F32]) -> list[F32]:
         request = self._free.get()
         try:
             found = request.infer(dict(inputs), share_inputs=True)
