@@ -402,6 +402,27 @@ def test_the_named_one_of_several_outputs_is_taken(make_encoder: Any) -> None:
     assert encoder.embed(noise(2)).shape == (2, 16)
 
 
+def test_one_picture_in_8_bits_is_computed_as_in_a_larger_batch(make_encoder: Any) -> None:
+    for precision, sizes in (("int8", [2, 3]), ("fp32", [1, 3])):
+        encoder = open_onnx(make_encoder(), CPU, image_size=32, precision=precision)
+        session = Sizes(encoder.session)
+        alone = replace(encoder, session=session).embed(noise(3)[:1])
+        assert alone.shape == (1, 16)
+        np.testing.assert_array_equal(alone, replace(encoder, session=session).embed(noise(3))[:1])
+        assert session.seen == sizes
+
+
+class Sizes:
+    """An onnxruntime session that notes the size of each batch."""
+
+    def __init__(self, session: Any) -> None:
+        self.session, self.seen = session, list[int]()
+
+    def run(self, names: Any, feeds: dict[str, Any]) -> Any:
+        self.seen += [len(pixels) for pixels in feeds.values()]
+        return self.session.run(names, feeds)
+
+
 def test_nan_is_never_passed_on(make_encoder: Any) -> None:
     encoder = open_onnx(make_encoder(scale=np.inf), CPU, image_size=32)
     with pytest.raises(BundleError, match="returned NaN or infinity"):
