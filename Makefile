@@ -63,9 +63,10 @@ test-short: $(READY) ## Run the tests except the longest (for another Python: PY
 test-unit: $(READY) ## Run those of test-short that do not start whole fleets
 	@$(TESTS) $(SHORT) --ignore=tests/end_to_end --ignore=tests/attacks $(AGAIN)
 
-# Tests of one file may run in several processes: most of the time they wait.
+# Tests of one file may run in several processes: most of the time they wait. Each process reads all
+# files that it is given, which takes ten seconds for all.
 test-slow: $(READY) ## Run only the slow tests
-	@$(TESTS) --dist loadgroup -m slow $(SLOW) $(AGAIN)
+	@$(TESTS) --dist loadgroup -m slow $(SLOW) $$(grep -rl 'mark\.slow' tests --include='test_*.py') $(AGAIN)
 
 test-all: $(READY) ## Run the tests, including the slow ones
 	@$(TESTS) $(FILES) -m 'not cluster and not docker and not arm64'
