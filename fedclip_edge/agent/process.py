@@ -29,6 +29,7 @@ from fedclip_edge.config.agent import AgentConfig
 from fedclip_edge.errors import BundleError, ConfigError, DataError, DiskError
 from fedclip_edge.learning import methods
 from fedclip_edge.pki.own_certificate import check_own_certificate
+from fedclip_edge.processes import heap
 from fedclip_edge.processes.children import Children
 from fedclip_edge.protocol.signing import load_identity
 from fedclip_edge.storage.lock import lock_file
@@ -60,6 +61,7 @@ def run(
     if the encoder's process dies; ModuleNotFoundError if torch or prometheus-client is needed and
     not installed.
     """
+    heap.keep_small()
     check_torch(config)  # before the pictures are encoded, which may take hours
     check_own_certificate(config.broker.certificate, config.id, config.fleet)
     store = BundleStore(fetched_folder(config.state_dir), config.bundle)
