@@ -12,7 +12,6 @@ import gc
 import sys
 from collections.abc import Callable
 
-
 # Parameters of mallopt, from glibc's malloc.h.
 _MMAP_THRESHOLD, _ARENA_MAX = -3, -8
 _LARGE_BYTES = 128 * 1024
