@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -71,6 +71,10 @@ def watched(config: AgentConfig, bundle: Bundle) -> Iterator[FolderWatch]:
                 index.save()
 
 
+def _do_nothing() -> None:
+    """There is nothing else to do."""
+
+
 @dataclass(eq=False)
 class Rescan:
     """The rescans of one device; `now` is monotonic, in seconds."""
@@ -81,6 +85,7 @@ class Rescan:
     trainer: LocalTrainer
     watch: FolderWatch
     read_at: float  # time of the last reading
+    meanwhile: Callable[[], object] = _do_nothing  # called several times a second while it reads
     _run: str = ""  # the last run for which the folder was read
     _unread: str = ""  # why the folder could not be read
 
@@ -104,6 +109,7 @@ class Rescan:
                 reading.tell,
                 self.watch.index,
                 self.trainer.data,
+                self.meanwhile,
             )
         except PausedError:
             self._run, self.read_at = "", -math.inf  # it is read again after the pause
