@@ -113,8 +113,8 @@ def prepare_pictures(
     is returned with these, and what is new among the latter is logged.
 
     `progress` is called after each batch with two counts of distinct pictures: those with features
-    so far, and all. While files are read, `meanwhile` is called several times a second. Raises DataError if the picture folder or the cache cannot be used; errors of
-    `encode` are passed on.
+    so far, and all. While files are read, `meanwhile` is called several times a second. Raises
+    DataError if the picture folder or the cache cannot be used; errors of `encode` are passed on.
     """
     index = index or PictureIndex()
     inbox = None if config.inbox is None else config.inbox.folder
