@@ -13,11 +13,12 @@ from pathlib import Path
 from fedclip_edge import log
 from fedclip_edge.agent.answering import Answering
 from fedclip_edge.agent.encoder_process import EncoderProcess
+from fedclip_edge.agent.feature_cache import with_cache
 from fedclip_edge.agent.folder_watch import FolderWatch
 from fedclip_edge.agent.session import Session
+from fedclip_edge.errors import DataError
 from fedclip_edge.processes.worker import PausedError
 from fedclip_edge.records import F32
-from fedclip_edge.vision.cache import FeatureCache
 from fedclip_edge.vision.datasets import Picture
 
 
@@ -50,7 +51,7 @@ class EncodedFeatures:
         """Return raw features float32 (D,); None while the encoder process pauses, or is busy.
 
         Pictures that cannot be decoded are logged and left out. Raises the errors of
-        `EncoderProcess.encode`.
+        `EncoderProcess.encode`, and DataError if the cache has lost a feature meanwhile.
         """
         if self.encoder.worker.is_busy or self.encoder.worker.is_paused():
             return None
@@ -61,5 +62,8 @@ class EncodedFeatures:
         for one in pictures:
             if one.hash in skipped:
                 log.event("picture_skipped", picture=one.path, reason=skipped[one.hash])
-        with FeatureCache(self.cache) as cache:
-            return cache.get([one.hash for one in pictures], self.feature_key)
+        hashes = [one.hash for one in pictures]
+        found = with_cache(self.cache, lambda cache: cache.get(hashes, self.feature_key))
+        if not found.keys() | skipped.keys() >= set(hashes):
+            raise DataError(f"{self.cache} was made anew after the pictures were encoded")
+        return found

@@ -23,7 +23,7 @@ from fedclip_edge.agent.monitor import monitored
 from fedclip_edge.agent.pause import SENSORS, Pause
 from fedclip_edge.agent.serving import Box, serve
 from fedclip_edge.agent.settings import Settings
-from fedclip_edge.agent.state_db import open_state_db
+from fedclip_edge.agent.state_files import open_state
 from fedclip_edge.agent.trainer import allowed_methods
 from fedclip_edge.config.agent import AgentConfig
 from fedclip_edge.errors import BundleError, ConfigError, DataError, DiskError
@@ -70,7 +70,7 @@ def run(
     _make_state_dir(config.state_dir)
     with (
         lock_file(config.state_dir / "lock", f"state_dir {config.state_dir}"),
-        contextlib.closing(open_state_db(config.state_dir / "parked.sqlite")) as state_db,
+        contextlib.closing(open_state(config.state_dir)) as state_db,
         Children() as children,
         monitored(config) as monitor,
         contextlib.closing(open_outlets(config)) as outlets,

@@ -14,14 +14,13 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from fedclip_edge import log
 from fedclip_edge.agent.encoding import Encode
-from fedclip_edge.agent.features import CACHE, DevicePictures, labels_for, prepare_pictures
+from fedclip_edge.agent.features import CACHE, DevicePictures, prepare_pictures
 from fedclip_edge.agent.folder_watch import FolderWatch
 from fedclip_edge.agent.session import Session
 from fedclip_edge.agent.trainer import LocalTrainer
@@ -46,13 +45,6 @@ def watched(config: AgentConfig, bundle: Bundle) -> Iterator[FolderWatch]:
     """
     index = PictureIndex(file=config.state_dir / INDEX)
 
-    labels = labels_for(config, bundle.classes.names)
-
-    def label_of(path: Path, picture: str) -> int:
-        with contextlib.suppress(DataError, DiskError):  # the next reading of the folder says it
-            labels.refresh()
-        return labels.of(path, picture)
-
     def forget(hashes: Sequence[str]) -> None:
         # While the cache cannot be written, the features stay; they harm nothing.
         with (
@@ -69,7 +61,6 @@ def watched(config: AgentConfig, bundle: Bundle) -> Iterator[FolderWatch]:
             None if config.inbox is None else config.inbox.folder,
             index,
             labels_of(bundle.classes.names),
-            label_of=label_of,
             forget=forget,
         ) as watch,
     ):
@@ -78,6 +69,10 @@ def watched(config: AgentConfig, bundle: Bundle) -> Iterator[FolderWatch]:
         finally:
             with contextlib.suppress(DiskError):  # what is not saved is read again
                 index.save()
+
+
+def _do_nothing() -> None:
+    """There is nothing else to do."""
 
 
 @dataclass(eq=False)
@@ -90,6 +85,7 @@ class Rescan:
     trainer: LocalTrainer
     watch: FolderWatch
     read_at: float  # time of the last reading
+    meanwhile: Callable[[], object] = _do_nothing  # called several times a second while it reads
     _run: str = ""  # the last run for which the folder was read
     _unread: str = ""  # why the folder could not be read
 
@@ -113,6 +109,7 @@ class Rescan:
                 reading.tell,
                 self.watch.index,
                 self.trainer.data,
+                self.meanwhile,
             )
         except PausedError:
             self._run, self.read_at = "", -math.inf  # it is read again after the pause

@@ -194,7 +194,7 @@ def _prepare(
     duties.watch(work.worker)
     trainer = LocalTrainer(config, bundle.classes, bundle.manifest.dim, data, _no_traffic, work)
     duties.quota = CacheQuota(cache, features.feature_key, limits, trainer.needed)
-    rescan = Rescan(config, bundle, encoder.encode, trainer, watch, time.monotonic())
+    rescan = Rescan(config, bundle, encoder.encode, trainer, watch, time.monotonic(), duties.look)
     return trainer, rescan, Backlog(config, bundle, trainer, encoder)
 
 
@@ -210,7 +210,9 @@ def _prepared(
     while True:
         duties.wait()
         try:
-            return prepare_pictures(config, bundle, encoder.encode, progress, watch.index)
+            return prepare_pictures(
+                config, bundle, encoder.encode, progress, watch.index, meanwhile=duties.look
+            )
         except PausedError:
             continue  # what was encoded is in the cache
 

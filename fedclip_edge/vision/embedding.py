@@ -23,6 +23,7 @@ from fedclip_edge.config.agent import EncoderConfig
 from fedclip_edge.errors import DataError
 from fedclip_edge.records import BOOL, F32, I64
 from fedclip_edge.vision.cache import Rows
+from fedclip_edge.vision.cache_file import UnusableCacheError
 from fedclip_edge.vision.datasets import Picture
 from fedclip_edge.vision.pace import pace_of
 from fedclip_edge.vision.picture_bytes import read_picture
@@ -105,8 +106,8 @@ def embed_pictures(
     made with. `progress` is called after each batch. N counts the
     pictures that could be decoded; the others are in `skipped`.
 
-    Raises DataError if the cache cannot be used, or if its features have another width or are not
-    finite; and the errors of `encoder.embed`. After an error, the batches that were encoded before
+    Raises the errors of the cache, UnusableCacheError if its features have another width or are not
+    finite, and the errors of `encoder.embed`. After an error, the batches that were encoded before
     stay in the cache.
     """
     distinct: dict[str, Picture] = {}
@@ -181,12 +182,12 @@ def _decode(picture: Picture, preprocessing: Preprocessing, *, fast: bool) -> F3
 def _of_width(dim: int, vectors: F32, found: BOOL, cache: Cache) -> F32:
     """Return `vectors`, or zeros (n, dim) if none of them was found.
 
-    Raises DataError if they have another width.
+    Raises UnusableCacheError if they have another width.
     """
     if not found.any():
         return np.zeros((len(vectors), dim), np.float32)
     if vectors.shape[1] != dim:
-        raise DataError(
+        raise UnusableCacheError(
             f"the feature cache {cache.path} has features of width {vectors.shape[1]}, but the "
             f"encoder's width is {dim}; delete it, and the features are computed again"
         )
@@ -195,7 +196,7 @@ def _of_width(dim: int, vectors: F32, found: BOOL, cache: Cache) -> F32:
 
 def _check_finite(vectors: F32, cache: Cache) -> None:
     if not np.isfinite(vectors).all():
-        raise DataError(
+        raise UnusableCacheError(
             f"the feature cache {cache.path} is damaged (NaN or infinity); delete it, and the "
             "features are computed again"
         )

@@ -236,7 +236,7 @@ def _with_engine(
     precision: str,
     sha256: str,
 ) -> Any:
-    """Return a session on TensorRT, with the stored engine or a new one."""
+    """Return a session on TensorRT, with the stored engine or, if that does not load, a new one."""
     if not sha256:
         raise ValueError("sha256: TensorRT needs the ONNX file's hash to store its engine")
     if precision != "fp16":
@@ -256,7 +256,7 @@ def _with_engine(
         try:
             return start(folder)
         except ConfigError as error:
-            raise ConfigError(f"{error}. To build the engine again, delete {folder}") from error
+            log.event("tensorrt_engine_not_used", folder=folder, reason=str(error))
     log.event("tensorrt_engine_building", takes="several minutes, only this once", folder=folder)
     began = time.monotonic()
     with tensorrt.new_engine(folder) as new:

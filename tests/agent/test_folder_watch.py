@@ -16,7 +16,7 @@ from named_pipe import pipe_at
 from PIL import Image
 
 from fedclip_edge import log
-from fedclip_edge.agent import file_events, folder_watch
+from fedclip_edge.agent import file_events, index_upkeep, known_pictures, unread_files
 from fedclip_edge.agent.folder_watch import FolderWatch
 from fedclip_edge.errors import DiskError
 from fedclip_edge.vision import picture_index
@@ -172,7 +172,7 @@ def test_a_file_that_is_being_written_is_not_read(
             time.sleep(0.02)
             if start > len(content) * 3 // 4 and not read:
                 # The writer pauses. The end of the picture is missing, so nobody reads it yet.
-                watched.wait(4 * folder_watch._STILL_S)
+                watched.wait(4 * unread_files.STILL_S)
                 assert read == []
                 file.write(content[start + 1 :])
                 break
@@ -221,7 +221,7 @@ def test_a_share_that_is_not_mounted_removes_nothing(
     watched.folder.rename(away)
     if how != "missing":
         watched.folder.mkdir()
-    watched.wait(2 * folder_watch._GONE_S)
+    watched.wait(2 * known_pictures.GONE_S)
     assert watched.removed == []
     shutil.rmtree(watched.folder, ignore_errors=True)
     away.rename(watched.folder)
@@ -245,7 +245,7 @@ def test_another_file_system_without_the_pictures_is_an_unmounted_share(
     watched.folder.rename(away)
     picture(watched.folder / "stray" / "other.png", 9)
     assert watched.watch.is_away()
-    watched.wait(2 * folder_watch._GONE_S)
+    watched.wait(2 * known_pictures.GONE_S)
     assert watched.removed == []
     assert "it is on another file system" in capsys.readouterr().out
     shutil.rmtree(watched.folder)
@@ -334,7 +334,7 @@ def test_a_full_disk_does_not_end_the_watch(
     watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SQLite itself refuses to write here, as on a full disk."""
-    monkeypatch.setattr(folder_watch, "_AUDIT_S", 0.1)
+    monkeypatch.setattr(index_upkeep, "AUDIT_S", 0.1)
     watched = watched.restart()
     database = watched.watch.index._db
     assert database is not None
@@ -348,5 +348,5 @@ def test_a_full_disk_does_not_end_the_watch(
         with pytest.raises(DiskError):
             watched.watch.index.save()
         database.execute(f"PRAGMA max_page_count = {pages + 1000}")
-        watched.until(lambda: not watched.watch._has_news)
+        watched.until(lambda: not watched.watch.upkeep.has_news)
     assert said.count("picture_index_not_saved") == 1

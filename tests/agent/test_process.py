@@ -52,6 +52,7 @@ def test_one_that_cannot_begin_closes_what_it_opened(tmp_path: Path, random_bund
     assert {path.name for path in state.iterdir()} == {
         "lock",
         "parked.sqlite",
+        "position.json",
         "device.key",
         "pictures.sqlite",
         "encoder.json",
