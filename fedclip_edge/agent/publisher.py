@@ -40,6 +40,7 @@ class Publisher:
     identity: Identity
     transport: Transport
     capabilities: Capabilities
+    paused: str = ""  # the reason why the device pauses; empty while it works
 
     @property
     def topics(self) -> Topics:

@@ -504,11 +504,11 @@ def test_training_and_evaluation_never_happen_while_a_message_is_taken_in(scene:
     scene.say_model(model(0))
     scene.flow()
     assert (scene.learner.fitted, scene.learner.evaluated) == ([], [])
-    assert scene.session.act(scene.now)
+    assert scene.act()
     assert (scene.learner.fitted, scene.learner.evaluated) == ([0.0], [])  # one task at a time
-    assert scene.session.act(scene.now)
+    assert scene.act()
     assert scene.learner.evaluated == [(0.0, False)]
-    assert not scene.session.act(scene.now)
+    assert not scene.act()
 
 
 def test_it_contributes_once_a_round(scene: Scene) -> None:
@@ -834,7 +834,7 @@ def test_it_trains_from_the_newest_model_before_it_evaluates_what_went_by(scene:
         )
         scene.say_model(published)
     scene.flow()
-    assert scene.session.act(scene.now)
+    assert scene.act()
     assert (scene.learner.fitted, scene.learner.evaluated) == ([2.0], [])
     scene.work()
     assert scene.learner.evaluated == [(1.0, False), (2.0, False)]

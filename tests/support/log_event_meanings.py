@@ -341,6 +341,10 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "were not published. They are in the file.",
             "Raise `keep` if the broker is often away for long.",
         ),
+        "work_dropped": Event(
+            "The device ended its training or evaluation, because nobody wants the result any more: "
+            "the round was closed, the run is over, or the device is refused in it.",
+        ),
         "contribution_refused": Event(
             "The coordinator did not accept an update. If its round is still open, the device offers "
             "it again in the next attempt; otherwise it discards it.",
@@ -751,6 +755,7 @@ FIELDS: Mapping[str, str] = {
     "untried": "Providers that were not tried.",
     "pseudo_pictures": "Number of pictures that the text of a class counts for in its mean.",
     "reason": "The cause, in words.",
+    "work": "`training` or `evaluation`.",
     "worker": "The child process: `encoder` or `trainer`.",
     "refused_messages": "Number of messages that were dropped in this process.",
     "roles": "Roles of the device, joined by `+`.",

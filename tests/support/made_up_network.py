@@ -25,6 +25,7 @@ from pathlib import Path
 import device_laws
 import habits
 import operator_acts
+import simulated_processes
 from bad_network import FLEET, Network, Weather, worse
 from broken_law import BrokenLawError
 from cached_crypto import identity_of, quickly, schedule
@@ -324,7 +325,7 @@ class World:
         ):
             return
         simulated.lives += 1
-        simulated.busy_until = 0.0
+        simulated.busy_until, simulated.work = 0.0, None
         self.note(f"start {simulated.label}")
         try:
             if not simulated.serves:
@@ -429,7 +430,11 @@ class World:
                 while (event := link.next_event(0)) is not None:
                     process.handle_event(event, self.now)
                     self._believes(simulated, process)
-                if not process.act(self.now) or simulated.busy_until > self.now:
+                if process.task is not None and not process.is_task_wanted:
+                    self.note(f"{simulated.label} drops its work")
+                    process.drop_task()
+                acted = process.act(self.now)
+                if not simulated_processes.work(self, simulated, process) and not acted:
                     break
         finally:
             # Also for a process that is killed, unless the kill was within a commit.
