@@ -34,6 +34,7 @@ class Greeting:
         if self.publisher.paused:
             return  # the hello follows after the pause
         self.publisher.send_hello(self.state_db.position)
+        self.publisher.activity = "waiting"  # the coordinator forgets it with the hello
         if self.config.reports and self.evaluation_queue.report is not None:
             self.publisher.send(self.evaluation_queue.report)
         self.upload.hurry()

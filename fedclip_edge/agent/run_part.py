@@ -67,7 +67,7 @@ class RunPart:
         """Take no part in a run whose plan does not work here, so that no round waits for it."""
         self._unusable = {manifest.run: reason}
         self.standby.fail(f"its plan does not work on this device: {reason}", now)
-        self.publisher.publish_state(online=False)
+        self.publisher.publish_state(online=False, reason=self.standby.reason)
 
     def finish(self) -> None:
         """Set `is_finished`, once per run, if this device took part in the run."""

@@ -19,6 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from fedclip_edge import log
+from fedclip_edge.agent.activity import Activities, activity_of
 from fedclip_edge.agent.coordinator_messages import CoordinatorMessages
 from fedclip_edge.agent.evaluation_queue import EvaluationQueue
 from fedclip_edge.agent.fetching import Fetching
@@ -59,6 +60,7 @@ class Session:
     fetching: Fetching
     part: RunPart
     work: RoundWork
+    activities: Activities
     task: Task | None = None  # the work that is to be done
     _refused: int = 0  # messages
     _refusals: Refusals = field(default_factory=Refusals)  # for the log
@@ -91,16 +93,19 @@ class Session:
         """Number of messages and models that were refused so far."""
         return self._refused + self.fetching.refused_models
 
-    def say_goodbye(self) -> None:
-        """Tell the coordinator that this device is going offline."""
-        self.publisher.publish_state(online=False)
+    def say_goodbye(self, reason: str = "") -> None:
+        """Tell the coordinator that this device is going offline.
+
+        `reason` says why, if it stays connected.
+        """
+        self.publisher.publish_state(online=False, reason=reason)
 
     def pause(self, reason: str, now: float) -> None:
         """Pause for this reason, or go on if it is empty; `now` is monotonic, in seconds."""
         if bool(reason) == bool(self.paused):
             return
         self.publisher.paused = reason
-        self.publisher.publish_state(online=not reason)
+        self.publisher.publish_state(online=not reason, reason=reason)
         if not reason:
             self.greeting.begin_again(now)
 
@@ -121,7 +126,7 @@ class Session:
         if isinstance(event, Connected):
             self.handshake.start_link(now)
             self.upload.start_link(self.transport.packet_bytes())
-            self.publisher.publish_state(online=not self.paused)
+            self.publisher.publish_state(online=not self.paused, reason=self.paused)
             self.greeting.say_hello(now)
         elif isinstance(event, Received):
             try:
@@ -158,6 +163,8 @@ class Session:
             return False
         if manifest is None or not self.handshake.is_answered or not self.part.fits(manifest):
             return False
+        has_model = self.download.has(manifest)
+        self.activities.look(activity_of(self.task, has_model=has_model), now)
         if self._repeat_offer(now):
             return True
         self.fetching.fetch_model(manifest, now)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fedclip_edge.agent.activity import Activities
 from fedclip_edge.agent.bundle_download import BundleDownload
 from fedclip_edge.agent.coordinator_messages import CoordinatorMessages
 from fedclip_edge.agent.evaluation_queue import EvaluationQueue
@@ -80,5 +81,6 @@ def start_session(
         evaluation_queue=queue,
         fetching=fetching,
         part=part,
+        activities=Activities(publisher),
         work=RoundWork(config, learner, publisher, trust, handshake, download, upload, queue),
     )

@@ -288,17 +288,25 @@ def test_a_run_that_ended_behind_the_device_ends_its_training(busy: Busy) -> Non
     assert scene.session.state_db.position == RunPosition(5, "run-1", 30, over=True)
 
 
-def test_a_round_that_the_run_lost_is_not_evaluated(busy: Busy) -> None:
+@pytest.mark.parametrize(
+    "newer",
+    [
+        manifest(model(0), epoch=6, kept="", takes_part=False),
+        manifest(model(2, 2), phase="done", takes_part=None),
+    ],
+    ids=["the run lost its round", "the run is done with a later one"],
+)
+def test_an_evaluation_that_no_report_needs_is_dropped(busy: Busy, newer: Manifest) -> None:
     scene = busy.scene
-    scene.join(phase="gathering")
-    older = manifest(model(0), epoch=6, kept="")
-    busy.interrupt("evaluate", busy.say(older, DOWN))
-    scene.say(manifest(model(2, 2), round=3, takes_part=False))
+    scene.join(takes_part=False)
+    assert [report.round for report in scene.heard(Report)] == [0]
+    busy.interrupt("evaluate", busy.say(newer, DOWN))
+    scene.say(manifest(model(1, 1), round=2, takes_part=False))
     scene.flow()
-    scene.say_model(model(2, 2))
+    scene.say_model(model(1, 1))
     scene.work()
-    assert (2.0, False) not in scene.learner.evaluated
-    assert 2 not in [report.round for report in scene.heard(Report)]
+    assert busy.begun == [1.0]
+    assert 1 not in [report.round for report in scene.heard(Report)]
 
 
 def test_an_evaluation_of_another_run_is_dropped(

@@ -162,7 +162,7 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
         "work_paused": Event(
             "The box is hotter than `max_temperature_c`, or runs on its battery with `on_battery = "
             '"pause"`. The device encodes and trains nothing, and counts as offline at the '
-            "coordinator. It stays connected. A work that has begun is stopped, and goes on after the "
+            "coordinator, which shows it as paused. It stays connected. A work that has begun is stopped, and goes on after the "
             "pause if that is short.",
             "Cool the box or connect it, or change `[limits]`.",
         ),
@@ -461,7 +461,7 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "large `weight`, shows a device that learns from other pictures, or a hostile one.",
         ),
         "left": Event(
-            "A device went offline. After the coordinator's own connection was lost, this is "
+            "A device went offline. One that stays connected says why, in `reason`. After the coordinator's own connection was lost, this is "
             "written for every device; each one then says hello again.",
         ),
         "epoch_raised": Event(
