@@ -164,8 +164,11 @@ class World:
             else self.luck.choice((("train", "evaluate"), ("train", "evaluate"), ("train",)))
             for number, name in enumerate(names)
         }
-        self.training_s = {name: self.luck.uniform(0, 6) for name in names}
-        self._add_bad_members(folder)
+        work_s = {name: self.luck.uniform(0, 6) for name in names}
+        self._add_bad_members(folder, work_s)
+        # Virtual time of one training, and of each chunk on its way to the coordinator.
+        self.training_s = {name: 0.5 * both for name, both in work_s.items()}
+        self.upload_s = dict(self.training_s)
         # The coordinator's pause for a flood goes by the registry of enrolled devices.
         self.is_enrolled = "floods" in self.habits.values() or self.habit_luck.random() < 0.2
         for simulated in (self.serve, *self.agents):
@@ -184,7 +187,7 @@ class World:
         quiet_at = self.quiet_at + (2 * TICK_S if self.has_operator else 0.0)
         self.progress = Progress(self.rules, self.exchanges, len(missing), quiet_at)
 
-    def _add_bad_members(self, folder: Path) -> None:
+    def _add_bad_members(self, folder: Path, work_s: dict[str, float]) -> None:
         self.bad = [self._box(folder, name) for name in self.habits]
         self.agents += self.bad
         luck = self.habit_luck
@@ -193,7 +196,7 @@ class World:
             roles: tuple[tuple[Role, ...], ...] = (both, ("train",), ("evaluate",))
             self.roles[name] = both if habit == "is refused" else luck.choice(roles)
             late_s = luck.uniform(1.05, 2) * self.rules.deadline_s
-            self.training_s[name] = late_s if habit == "is slow" else luck.uniform(0, 6)
+            work_s[name] = late_s if habit == "is slow" else luck.uniform(0, 6)
 
     def good_agents(self) -> list[SimulatedProcess]:
         """The devices that a round may need, without those that are gone for good."""
