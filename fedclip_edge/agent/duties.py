@@ -11,6 +11,7 @@ from fedclip_edge.agent.new_pictures import NewPictures
 from fedclip_edge.agent.pause import Pause
 from fedclip_edge.agent.session import Session
 from fedclip_edge.agent.settings import Settings
+from fedclip_edge.agent.working import follow
 from fedclip_edge.pki.expiry import Expiry
 from fedclip_edge.processes.systemd import SYSTEMD
 from fedclip_edge.processes.worker import Worker
@@ -31,9 +32,12 @@ class Duties:
     quota: CacheQuota | None = None  # None until the pictures are known
     _workers: list[Worker] = field(default_factory=list)
 
-    def watch(self, worker: Worker) -> None:
-        """End this worker when it is idle, pause it, and do the duties while it works."""
-        worker.meanwhile = self.look
+    def watch(self, worker: Worker, *, does_tasks: bool = False) -> None:
+        """End this worker when it is idle, pause it, and do the duties while it works.
+
+        While it `does_tasks` of the session, the session follows the run, too.
+        """
+        worker.meanwhile = self._look_and_follow if does_tasks else self.look
         worker.is_paused = self.pause.is_on
         self._workers.append(worker)
 
@@ -61,6 +65,12 @@ class Duties:
             self.expiry.look(now)
             if self.monitor is not None:
                 self.monitor.look(self.session, now)
+
+    def _look_and_follow(self) -> None:
+        """Raise UnwantedError once nobody wants the result of the work, which then ends."""
+        self.look()
+        if self.session is not None and self.session.task is not None:
+            follow(self.session)
 
     def wait(self) -> None:
         """Do the duties until the pause is over."""

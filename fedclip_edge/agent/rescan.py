@@ -147,7 +147,7 @@ class _Reading:
         if not self.is_away and time.monotonic() - self._began >= _AWAY_S and done < total:
             self.is_away = True
             log.event("encoding_new_pictures", done=done, total=total)
-            self.session.say_goodbye()
+            self.session.say_goodbye("it encodes new pictures")
 
 
 def _log_change(before: DevicePictures, after: DevicePictures) -> None:

@@ -35,7 +35,8 @@ from fedclip_edge.agent.no_bundle import NoBundle
 from fedclip_edge.agent.pause import Pause
 from fedclip_edge.agent.publisher import retained, will
 from fedclip_edge.agent.rescan import Rescan, watched
-from fedclip_edge.agent.session import Session, start_session
+from fedclip_edge.agent.session import Session
+from fedclip_edge.agent.session_start import start_session
 from fedclip_edge.agent.settings import Settings
 from fedclip_edge.agent.state_db import StateDb
 from fedclip_edge.agent.trainer import LocalTrainer
@@ -191,7 +192,7 @@ def _prepare(
     )
     data = _prepared(config, bundle, encoder, progress, watch, duties)
     work = TrainerProcess(box.children, config, bundle, data.sides, limits)
-    duties.watch(work.worker)
+    duties.watch(work.worker, does_tasks=True)
     trainer = LocalTrainer(config, bundle.classes, bundle.manifest.dim, data, _no_traffic, work)
     duties.quota = CacheQuota(cache, features.feature_key, limits, trainer.needed)
     rescan = Rescan(config, bundle, encoder.encode, trainer, watch, time.monotonic(), duties.look)

@@ -26,6 +26,7 @@ def test_messages_without_end_do_not_keep_it_from_its_work() -> None:
     class Worker:
         transport = Endless()
         finished = False
+        task = None
         refused_messages = taken = 0
         standby = Standby(())
 

@@ -74,7 +74,7 @@ def test_a_hot_device_leaves_the_round_and_takes_part_again_when_it_is_cooler(si
     heat(site, 90)
     paused = said(site, "hot", "work_paused")
     assert paused["reason"] == "the box has 90 degrees, and max_temperature_c is 80"
-    said(site, "serve", "left")
+    assert said(site, "serve", "left")["reason"] == paused["reason"]
     wait_until(lambda: "T" in states_of_children(agent), "the stop of the trainer")
     assert agent.poll() is None
     heat(site, 60)

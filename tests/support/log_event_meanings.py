@@ -166,7 +166,7 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
         "work_paused": Event(
             "The box is hotter than `max_temperature_c`, or runs on its battery with `on_battery = "
             '"pause"`. The device encodes and trains nothing, and counts as offline at the '
-            "coordinator. It stays connected. A work that has begun is stopped, and goes on after the "
+            "coordinator, which shows it as paused. It stays connected. A work that has begun is stopped, and goes on after the "
             "pause if that is short.",
             "Cool the box or connect it, or change `[limits]`.",
         ),
@@ -379,6 +379,10 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "were not published. They are in the file.",
             "Raise `keep` if the broker is often away for long.",
         ),
+        "work_dropped": Event(
+            "The device ended its training or evaluation, because nobody wants the result any more: "
+            "the round was closed, the run is over, or the device is refused in it.",
+        ),
         "contribution_refused": Event(
             "The coordinator did not accept an update. If its round is still open, the device offers "
             "it again in the next attempt; otherwise it discards it.",
@@ -495,7 +499,7 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "large `weight`, shows a device that learns from other pictures, or a hostile one.",
         ),
         "left": Event(
-            "A device went offline. After the coordinator's own connection was lost, this is "
+            "A device went offline. One that stays connected says why, in `reason`. After the coordinator's own connection was lost, this is "
             "written for every device; each one then says hello again.",
         ),
         "epoch_raised": Event(
@@ -792,6 +796,7 @@ FIELDS: Mapping[str, str] = {
     "untried": "Providers that were not tried.",
     "pseudo_pictures": "Number of pictures that the text of a class counts for in its mean.",
     "reason": "The cause, in words.",
+    "work": "`training` or `evaluation`.",
     "worker": "The child process: `encoder` or `trainer`.",
     "refused_messages": "Number of messages that were dropped in this process.",
     "roles": "Roles of the device, joined by `+`.",
