@@ -11,6 +11,7 @@ from fedclip_edge.agent.new_pictures import NewPictures
 from fedclip_edge.agent.pause import Pause
 from fedclip_edge.agent.session import Session
 from fedclip_edge.agent.settings import Settings
+from fedclip_edge.agent.state_lock import StateLock
 from fedclip_edge.agent.working import follow
 from fedclip_edge.pki.expiry import Expiry
 from fedclip_edge.processes.systemd import SYSTEMD
@@ -27,6 +28,7 @@ class Duties:
     monitor: Monitor | None
     settings: Settings
     pause: Pause
+    lock: StateLock
     session: Session | None = None  # None until the agent has connected
     new_pictures: NewPictures | None = None  # None without a bundle
     quota: CacheQuota | None = None  # None until the pictures are known
@@ -44,11 +46,13 @@ class Duties:
     def look(self) -> None:
         """Do what is due; to be called many times a second.
 
+        Raises DiskError if state_dir has vanished, and the errors of `NewPictures.look`.
         It takes a few milliseconds, and as long as encoding if there are new pictures. Meanwhile
         the encoder's worker calls it again.
         """
         now = time.monotonic()
         SYSTEMD.turn()
+        self.lock.look(now)
         self.settings.look()
         self.pause.look(now)
         if self.session is not None:
@@ -81,6 +85,6 @@ class Duties:
     def end(self) -> None:
         """End all workers, at once, and answer the events that are open."""
         if self.new_pictures is not None:
-            self.new_pictures.answering.end(time.monotonic())
+            self.new_pictures.end(time.monotonic())
         for worker in self._workers:
             worker.end()

@@ -11,6 +11,7 @@ from session_scene import TOPICS, Scene, manifest, model, state
 from fedclip_edge.agent.duties import Duties
 from fedclip_edge.agent.pause import Pause
 from fedclip_edge.agent.settings import Settings
+from fedclip_edge.agent.state_lock import lock_state_dir
 from fedclip_edge.agent.task import Training
 from fedclip_edge.agent.working import UnwantedError
 from fedclip_edge.config.limits import Limits
@@ -24,7 +25,8 @@ from fedclip_edge.protocol.messages import Hello
 def duties(scene: Scene, tmp_path: Path) -> Duties:
     """The duties of a device that has begun to train."""
     pause = Pause(Limits, tmp_path)
-    made = Duties(Expiry(None, ""), None, Settings(scene.config), pause, scene.session)
+    lock = lock_state_dir(tmp_path)
+    made = Duties(Expiry(None, ""), None, Settings(scene.config), pause, lock, scene.session)
     scene.flow()
     scene.say(manifest())
     scene.flow()

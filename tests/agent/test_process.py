@@ -56,5 +56,6 @@ def test_one_that_cannot_begin_closes_what_it_opened(tmp_path: Path, random_bund
         "position.json",
         "device.key",
         "pictures.sqlite",
+        "answered.sqlite",
         "encoder.json",
     }

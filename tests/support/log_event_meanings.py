@@ -201,7 +201,8 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
         "folder_away": Event(
             "A picture folder is missing, suddenly empty, or on another file system without any of "
             "the known pictures, as if its share was not mounted. Its `pictures` stay in use. Written "
-            "once; `folder_back` follows.",
+            "once; `folder_back` follows. An `[inbox]` may be emptied, so it is away for ten minutes "
+            "only, if it is empty at the start or if an empty folder is in its place.",
             "Mount the share, or put pictures into the folder. If the other file system is right, "
             "restart the agent.",
         ),
@@ -259,6 +260,11 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
         "picture_index_rebuilt": Event(
             "The index of the pictures, `state_dir/pictures.sqlite`, is damaged or of another version. "
             "It is made anew, so all pictures are read once.",
+        ),
+        "answered_pictures_lost": Event(
+            "The list of answered pictures, `state_dir/answered.sqlite`, is damaged or of another "
+            "version. It is made anew. Pictures that came while the agent was stopped are not "
+            "answered, as at a first start.",
         ),
         "picture_index_not_saved": Event(
             "The index of the pictures cannot be written. The device goes on with the index in memory, "
@@ -345,7 +351,7 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
         ),
         "pictures_not_answered": Event(
             "The features of new pictures could not be computed, three times. These pictures get no "
-            "answer.",
+            "answer before the next start, which tries them again.",
             "Read the reason.",
         ),
         "answers_delayed": Event(
@@ -375,8 +381,8 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "Start the broker, or correct `[answers.broker]`.",
         ),
         "answers_dropped": Event(
-            "More than `keep` answers waited for the broker of `[answers.broker]`; the oldest ones "
-            "were not published. They are in the file.",
+            "More than `keep` answers waited for the broker of `[answers.broker]`, and the oldest ones "
+            "were not published; or the agent ended while answers waited. They are in the file.",
             "Raise `keep` if the broker is often away for long.",
         ),
         "work_dropped": Event(
