@@ -22,7 +22,7 @@ from fedclip_edge.protocol.messages import Hello
 
 
 @pytest.fixture
-def duties(scene: Scene, tmp_path: Path) -> Duties:
+def duties(scene: Scene, tmp_path: Path) -> Iterator[Duties]:
     """The duties of a device that has begun to train."""
     pause = Pause(Limits, tmp_path)
     lock = lock_state_dir(tmp_path)
@@ -34,7 +34,8 @@ def duties(scene: Scene, tmp_path: Path) -> Duties:
     scene.flow()
     scene.session.act(scene.now)
     assert isinstance(scene.session.task, Training)
-    return made
+    yield made
+    lock.close()
 
 
 @pytest.fixture
