@@ -20,7 +20,10 @@ function place(id, html) {
   if (old) {
     const focused = old.contains(document.activeElement) ? document.activeElement : null;
     old.replaceWith(fresh);
-    if (focused?.tagName === "A") fresh.querySelector("a")?.focus({ preventScroll: true });
+    if (focused?.tagName === "A") {  // the same link, if it is still there and has a name
+      const link = focused.id ? `#${CSS.escape(focused.id)}` : "a";
+      fresh.querySelector(link)?.focus({ preventScroll: true });
+    }
   } else if (fresh.tagName === "TR") {
     document.querySelector("table[data-live] tbody")?.append(fresh);
   }
