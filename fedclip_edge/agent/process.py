@@ -13,13 +13,16 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedclip_edge import log
 from fedclip_edge.agent.answering import open_outlets
 from fedclip_edge.agent.broker_choice import BrokerChoice
 from fedclip_edge.agent.bundle_store import BundleStore, fetched_folder
 from fedclip_edge.agent.monitor import monitored
+from fedclip_edge.agent.now_file import NowFile
 from fedclip_edge.agent.pause import SENSORS, Pause
 from fedclip_edge.agent.serving import Box, serve
 from fedclip_edge.agent.settings import Settings
@@ -36,6 +39,9 @@ from fedclip_edge.vision.bundle import Bundle
 from fedclip_edge.vision.bundle_warnings import bundle_warnings
 from fedclip_edge.vision.embedding import Progress
 
+if TYPE_CHECKING:
+    from fedclip_edge.web.on_demand import OnDemand
+
 
 def run(
     config: AgentConfig,
@@ -44,11 +50,12 @@ def run(
     progress: Progress | None = None,
     file: Path | None = None,
     sensors: Path = SENSORS,
+    page: Callable[[Children], OnDemand | None] | None = None,
 ) -> None:
     """Run the device until it is stopped, or with `once` until one run is over.
 
     After SIGHUP, the settings are read again from `file`. `sensors` is the folder of Linux's
-    thermal zones and power supplies.
+    thermal zones and power supplies. `page` opens the box's page, if it is wanted.
 
     Torch is loaded when the device first trains by gradients, in a child process. A device that
     only evaluates, or that allows only methods in closed form, never needs it.
@@ -69,6 +76,7 @@ def run(
     with (
         lock_file(config.state_dir / "lock", f"state_dir {config.state_dir}"),
         contextlib.closing(open_state_db(config.state_dir / "parked.sqlite")) as state_db,
+        contextlib.ExitStack() as closing,
         Children() as children,
         monitored(config) as monitor,
         contextlib.closing(open_outlets(config)) as outlets,
@@ -77,7 +85,23 @@ def run(
         choice = BrokerChoice(config.broker, state_db)
         settings = Settings(config, file, check_torch)
         pause = Pause(settings.limits, sensors)
-        box = Box(settings, identity, state_db, store, children, monitor, choice, outlets, pause)
+        shown = None if page is None else page(children)
+        if shown is not None:
+            closing.callback(shown.close)
+        now_file = None if page is None else NowFile(config.state_dir, config.encoder.label)
+        box = Box(
+            settings,
+            identity,
+            state_db,
+            store,
+            children,
+            monitor,
+            choice,
+            outlets,
+            pause,
+            shown,
+            now_file,
+        )
         bundle = bundle or _open_bundle(store)
         while not _serve(box, bundle, chosen_at, once, progress):
             chosen_at = store.changed_at()

@@ -19,7 +19,7 @@ import hashlib
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -156,6 +156,11 @@ class PictureIndex:
     def paths(self) -> Collection[str]:
         """The paths of all files in the index."""
         return self._known.keys()
+
+    def files(self) -> Iterator[tuple[Path, str, FileState]]:
+        """Yield path, hash and state of each file at its last reading."""
+        for name, known in self._known.items():
+            yield Path(name), known.hash, known.state
 
     def hashes(self) -> frozenset[str]:
         """The hashes of all files in the index."""

@@ -27,7 +27,7 @@ PROGRAMS: Mapping[str, str] = {
     "learning/strategies/": BOTH,
     "pki/": BOTH,
     "processes/": BOTH,
-    "web/": COORDINATOR,
+    "web/": BOTH,
     "transport/": BOTH,
 }
 
@@ -379,6 +379,11 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "Follow `hint`.",
         ),
         "metrics_written": Event("The file `metrics_file` is written again."),
+        "state_not_written": Event(
+            "The file `now.json` in `state_dir` cannot be written, so the box's page shows an old "
+            "state. The agent goes on. Written once while it lasts.",
+            "Follow `hint`.",
+        ),
         "link_lost": _LINK_LOST,
         "parts_lost": Event(
             "The chunks of a model or an update were asked for again and again, and none arrives, "
@@ -394,19 +399,6 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
         "run_done": Event("The run is over. With `--once` the agent ends, otherwise it waits."),
     },
     COORDINATOR: {
-        "page_served": Event(
-            "The fleet's page can be opened at `address`.",
-            "Log in with the content of `token_file`.",
-        ),
-        "page_login": Event("Somebody logged in to the page, with the token."),
-        "page_login_refused": Event(
-            "Somebody tried to log in to the page with a wrong token.",
-            "If you do not know the address, find out who can reach the page.",
-        ),
-        "page_ended": Event(
-            "The process of the page ended; the coordinator goes on. It is started again after 5 s, "
-            "unless `hint` says what to correct.",
-        ),
         "bundle_offered": Event(
             "Devices that have another bundle than the run fetch this one from the coordinator."
         ),
@@ -560,6 +552,25 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
         ),
     },
     BOTH: {
+        "page_served": Event(
+            "The page of the fleet or of the box can be opened at `address`. Its process starts when "
+            "a browser asks for it, and ends when nobody uses it.",
+            "Log in with the content of `token_file`.",
+        ),
+        "page_not_served": Event(
+            "The page cannot be served as `[page]` says. The program goes on without it.",
+            "Follow `hint`.",
+        ),
+        "page_login": Event("Somebody logged in to the page, with the token."),
+        "page_login_refused": Event(
+            "Somebody tried to log in to the page with a wrong token.",
+            "If you do not know the address, find out who can reach the page.",
+        ),
+        "page_ended": Event(
+            "The process of the page failed (`code`), or could not be started (`reason`); the program "
+            "goes on. It is started again after 5 s at the earliest, if a browser asks for it, unless "
+            "`hint` says what to correct.",
+        ),
         "worker_died": Event(
             "A child process of the agent, `encoder` or `trainer`, died while it worked. A new one "
             "does the same work once more.",
@@ -642,7 +653,8 @@ FIELDS: Mapping[str, str] = {
     "signer": "Beginning of the public key that signed the bundle.",
     "files": "Names of the files that are fetched.",
     "size_bytes": "Size of these files.",
-    "file": "The file, or the kind of file; of `metrics_not_written`, `metrics_file`.",
+    "file": "The file, or the kind of file; of `metrics_not_written`, `metrics_file`; of "
+    "`state_not_written`, `now.json`.",
     "done_bytes": "Bytes that have arrived.",
     "total_bytes": "Size of the file in bytes.",
     "bundle_in_use.classes": "Number of classes.",

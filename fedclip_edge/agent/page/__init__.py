@@ -1,1 +1,1 @@
-"""The page of a device: its pictures, labels, classes and health, in a process of its own."""
+"""The box's page: a process that reads the agent's files, and writes labels and nothing else."""
