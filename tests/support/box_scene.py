@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import random
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,9 +31,7 @@ _DRAWN = 24  # different drawings of each class
 def drawing(name: str, number: int, side: int = 160) -> bytes:
     """A JPEG of the shape that the class is named after."""
     rng = random.Random(f"{name} {number}")
-    ground, ink = (
-        tuple(rng.randrange(low, low + 100) for _ in range(3)) for low in (150, 20)
-    )
+    ground, ink = (tuple(rng.randrange(low, low + 100) for _ in range(3)) for low in (150, 20))
     image = Image.new("RGB", (side, side), ground)
     draw = ImageDraw.Draw(image)
     x, y, r = rng.randrange(50, 110), rng.randrange(50, 110), rng.randrange(25, 45)
@@ -101,11 +100,7 @@ class BoxScene:
             # Bytes after the end of a JPEG change its hash and nothing else.
             path.write_bytes(drawn[number // count % len(drawn)] + number.to_bytes(4, "big"))
             os.utime(path, (self.at(number), self.at(number)))
-        index = PictureIndex(file=self.state / INDEX)
-        index.open()
-        with contextlib.closing(index):
-            hashes = [index.hash_of(path) for path in paths]
-            index.save()
+        hashes = self.learn(paths)
         vectors = self.features(numbers)
         with FeatureCache(self.state / CACHE) as cache:
             key = key_of(self.bundle, self.config.encoder)
@@ -115,6 +110,28 @@ class BoxScene:
                 for number, picture in zip(numbers, hashes, strict=True):
                     file.write(self.answer(number, picture))
         return hashes
+
+    def learn(self, paths: Sequence[Path]) -> list[str]:
+        """Add files to the index; returns their hashes."""
+        # An hour later, so that the files are not taken for ones that are being written.
+        index = PictureIndex(clock=lambda: time.time() + 3600, file=self.state / INDEX)
+        index.open()
+        with contextlib.closing(index):
+            hashes = [index.hash_of(path) for path in paths]
+            index.save()
+        return hashes
+
+    def give_feature(self, picture: str, number: int) -> None:
+        """Give a picture, by hash, the feature of the picture with this number."""
+        with FeatureCache(self.state / CACHE) as cache:
+            cache.put(
+                {picture: self.features([number])[0]}, key_of(self.bundle, self.config.encoder)
+            )
+
+    def forget_features(self, numbers: Sequence[int]) -> None:
+        """Delete the features of these pictures."""
+        with FeatureCache(self.state / CACHE) as cache:
+            cache.forget(self.learn([self.path(number) for number in numbers]))
 
     def at(self, number: int) -> float:
         """Unix time of a picture; a larger number is newer."""

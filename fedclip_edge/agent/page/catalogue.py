@@ -194,14 +194,13 @@ class _Found:
 def _find(config: AgentConfig, bundle: Bundle, answered: Mapping[str, str]) -> _Found:
     """Search the folders; a file whose hash the agent does not know is counted only."""
     index = read_index(config.state_dir / INDEX)
-    unread = 0
+    unread = set[Path]()
 
     def hash_of(path: Path) -> str:
-        nonlocal unread
         # The agent saves its index some seconds after the answer.
         known = index.last_hash(str(path)) or answered.get(str(path))
         if known is None:
-            unread += 1
+            unread.add(path)
             raise FileNotFoundError(f"{path} is not in the index")
         return known
 
@@ -212,7 +211,7 @@ def _find(config: AgentConfig, bundle: Bundle, answered: Mapping[str, str]) -> _
     except DataError:
         if not unread:
             raise
-        return _Found(labels=labels, unread=unread)  # before the agent has read the first one
+        return _Found(labels=labels, unread=len(unread))  # before the agent has read the first one
     pictures = (*dataset.pictures, *dataset.unlabelled)
     return _Found(
         pictures,
@@ -220,7 +219,7 @@ def _find(config: AgentConfig, bundle: Bundle, answered: Mapping[str, str]) -> _
         {picture.path: index.came_at(str(picture.path)) for picture in pictures},
         known_sides(config.data, dataset, index),
         labels,
-        unread,
+        len(unread),
     )
 
 

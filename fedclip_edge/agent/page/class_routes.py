@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from fedclip_edge.agent.page.catalogue import Catalogue, Pictures
+from fedclip_edge.agent.page.label_routes import lists_shown
 from fedclip_edge.agent.page.lists import Lists, ReviewMaker
 from fedclip_edge.agent.page.live_box import LiveBox
 from fedclip_edge.agent.page.shown import Filter
@@ -41,7 +42,7 @@ class ClassRoutes:
     async def classes(self, request: Request) -> Response:
         """Show every class, the neediest first."""
         found = await asyncio.to_thread(self.catalogue.refresh, soon=True)
-        lists = self.review.lists()
+        lists = await lists_shown(self.review, self.live)
         return await self.live.html(
             request,
             "classes.html.j2",

@@ -22,7 +22,7 @@ from fedclip_edge import log
 from fedclip_edge.agent.page.catalogue import Catalogue, Entry
 from fedclip_edge.agent.page.label_lists import FIRST, TABS
 from fedclip_edge.agent.page.labelling import Labelling
-from fedclip_edge.agent.page.lists import ReviewMaker
+from fedclip_edge.agent.page.lists import Lists, ReviewMaker
 from fedclip_edge.agent.page.live_box import LiveBox
 from fedclip_edge.agent.page.shown import part_of
 from fedclip_edge.errors import ConfigError
@@ -76,7 +76,7 @@ class LabelRoutes:
             raise HTTPException(404, "There is no such list.")
         found = await asyncio.to_thread(self.catalogue.refresh, soon=True)
         # The lists are made anew only for a list that shows them.
-        lists = self.review.lists() if tab.needs_review else self.review.now
+        lists = await lists_shown(self.review, self.live) if tab.needs_review else self.review.now
         part = part_of(list(tab.choices(found, lists)), query.get("page", ""), AT_ONCE)
         return await self.live.html(
             request,
@@ -109,6 +109,7 @@ class LabelRoutes:
         step = await asyncio.to_thread(self.labelling.give, labels, found.classes, name)
         log.event("labels_given", pictures=len(step.before), label=step.label, name=name or None)
         await asyncio.to_thread(self.catalogue.refresh)
+        self.live.expire()
         return _back(form)
 
     async def undo(self, request: Request) -> Response:
@@ -116,10 +117,22 @@ class LabelRoutes:
         form = dict(await fields_of(request))
         step = await asyncio.to_thread(self.labelling.undo, form.get("step", ""))
         log.event(
-            "labels_undone", pictures=len(step.before), label=step.label, name=_name(request) or None
+            "labels_undone",
+            pictures=len(step.before),
+            label=step.label,
+            name=_name(request) or None,
         )
         await asyncio.to_thread(self.catalogue.refresh)
+        self.live.expire()
         return _back(form)
+
+
+async def lists_shown(review: ReviewMaker, live: LiveBox) -> Lists:
+    """Return the lists for a page whose live piece says how new they are."""
+    if review.lists().is_making:
+        live.expire()
+    await live.refresh()
+    return review.now  # not older than the piece
 
 
 def _labels(entries: Sequence[Entry], action: str, label: str) -> dict[str, str | None]:

@@ -8,8 +8,14 @@ from pathlib import Path
 from starlette.applications import Starlette
 
 from fedclip_edge.agent.page.box_pieces import BoxPieces
+from fedclip_edge.agent.page.catalogue import Catalogue
+from fedclip_edge.agent.page.class_routes import ClassRoutes
 from fedclip_edge.agent.page.health_routes import HealthRoutes
+from fedclip_edge.agent.page.label_routes import LabelRoutes, ListsPiece
+from fedclip_edge.agent.page.labelling import Labelling
+from fedclip_edge.agent.page.lists import ReviewMaker
 from fedclip_edge.agent.page.live_box import LiveBox
+from fedclip_edge.agent.page.picture_routes import NewestPiece, PictureRoutes
 from fedclip_edge.agent.page.source import Source
 from fedclip_edge.config.agent import AgentConfig
 from fedclip_edge.config.page import needed
@@ -39,6 +45,19 @@ def application(config: AgentConfig, file: Path, token: str, pieces: Pieces) -> 
     """Make the page's application; raises ConfigError if `config` has no [page]."""
     pages = Pages(_TEMPLATES, f"box {config.id}", _LINKS)
     source = Source(config, file)
-    live = LiveBox(pages, pieces, [BoxPieces(source, pages.environment).render])
-    routes = [*HealthRoutes(live).routes(), *live.routes()]
+    catalogue, labelling = Catalogue(config, source.bundle), Labelling(config.state_dir)
+    review = ReviewMaker(config, catalogue)
+    parts = [
+        BoxPieces(source, pages.environment).render,
+        NewestPiece(catalogue, pages.environment).render,
+        ListsPiece(review, pages.environment).render,
+    ]
+    live = LiveBox(pages, pieces, parts)
+    routes = [
+        *HealthRoutes(live).routes(),
+        *live.routes(),
+        *PictureRoutes(catalogue, labelling, live).routes(),
+        *LabelRoutes(catalogue, review, labelling, live).routes(),
+        *ClassRoutes(catalogue, review, live).routes(),
+    ]
     return page_app(needed(config.page), token, pages, routes, live.follow)

@@ -103,9 +103,8 @@ document.addEventListener("keydown", (event) => {
 // The lists are computed while the page is open. Nobody's selection is lost: a person asks for them.
 const newer = document.getElementById("newer");
 if (newer) {
-  const version = document.getElementById("lists").dataset.version;
   setInterval(() => {
-    if (document.getElementById("lists").dataset.version === version) return;
+    if (document.getElementById("lists").dataset.version === newer.dataset.version) return;
     if (boxes.length) newer.hidden = false;
     else location.reload();
   }, 500);
