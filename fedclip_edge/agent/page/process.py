@@ -11,6 +11,7 @@ from fedclip_edge.agent.page.box_pieces import BoxPieces
 from fedclip_edge.agent.page.health_routes import HealthRoutes
 from fedclip_edge.agent.page.live_box import LiveBox
 from fedclip_edge.agent.page.source import Source
+from fedclip_edge.agent.page.thumbnails import ThumbnailRoutes
 from fedclip_edge.config.agent import AgentConfig
 from fedclip_edge.config.page import needed
 from fedclip_edge.web.app import Pages, page_app
@@ -40,5 +41,9 @@ def application(config: AgentConfig, file: Path, token: str, pieces: Pieces) -> 
     pages = Pages(_TEMPLATES, f"box {config.id}", _LINKS)
     source = Source(config, file)
     live = LiveBox(pages, pieces, [BoxPieces(source, pages.environment).render])
-    routes = [*HealthRoutes(live).routes(), *live.routes()]
+    routes = [
+        *live.routes(),
+        *ThumbnailRoutes(source.pictures).routes(),
+        *HealthRoutes(live).routes(),
+    ]
     return page_app(needed(config.page), token, pages, routes, live.follow)
