@@ -21,7 +21,7 @@ from fedclip_edge.agent.features import CACHE, labels_for
 from fedclip_edge.agent.grouping import known_sides
 from fedclip_edge.agent.label_store import LABELS
 from fedclip_edge.agent.page.answered import Answered, AnswersRead
-from fedclip_edge.agent.page.picture_map import id_of
+from fedclip_edge.agent.page.picture_map import Known, id_of
 from fedclip_edge.agent.rescan import INDEX
 from fedclip_edge.config.agent import AgentConfig
 from fedclip_edge.errors import DataError, FedclipError
@@ -30,7 +30,7 @@ from fedclip_edge.vision.cache_state import cached_pictures
 from fedclip_edge.vision.datasets import Picture
 from fedclip_edge.vision.device_pictures import read_device
 from fedclip_edge.vision.labels import UNLABELLED, Labels
-from fedclip_edge.vision.picture_index import read_index
+from fedclip_edge.vision.picture_index import FileState, read_index
 from fedclip_edge.vision.provider_choice import FILE as CHOICE
 from fedclip_edge.vision.provider_choice import kept_provider
 
@@ -114,6 +114,11 @@ class Catalogue:
             self._next_s = ended + _PAUSE_SHARE * (ended - began)
             return self.pictures
 
+    def find(self, picture: str) -> Known | None:
+        """Return the file of a picture that was there at the last refresh, by its id."""
+        entry = self.pictures.by_id.get(picture)
+        return None if entry is None else Known(entry.path, entry.hash, _UNKNOWN_STATE)
+
     def _refresh(self) -> None:
         config, answered = self._config, self._answers.refresh()
         bundle = self._bundle_now()
@@ -176,6 +181,7 @@ class Catalogue:
         return Pictures(tuple(ordered), by_id, classes, found.unread)
 
 
+_UNKNOWN_STATE = FileState(-1, 0, 0, 0)  # no file has it
 _NO_BUNDLE = "The device has no bundle yet, so the classes are not known. The agent fetches it."
 
 

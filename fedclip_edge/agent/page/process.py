@@ -15,8 +15,10 @@ from fedclip_edge.agent.page.label_routes import LabelRoutes, ListsPiece
 from fedclip_edge.agent.page.labelling import Labelling
 from fedclip_edge.agent.page.lists import ReviewMaker
 from fedclip_edge.agent.page.live_box import LiveBox
+from fedclip_edge.agent.page.picture_map import Known
 from fedclip_edge.agent.page.picture_routes import NewestPiece, PictureRoutes
 from fedclip_edge.agent.page.source import Source
+from fedclip_edge.agent.page.thumbnails import ThumbnailRoutes
 from fedclip_edge.config.agent import AgentConfig
 from fedclip_edge.config.page import needed
 from fedclip_edge.web.app import Pages, page_app
@@ -53,9 +55,15 @@ def application(config: AgentConfig, file: Path, token: str, pieces: Pieces) -> 
         ListsPiece(review, pages.environment).render,
     ]
     live = LiveBox(pages, pieces, parts)
+
+    def find(picture: str) -> Known | None:
+        # The agent saves its index some seconds after the answer.
+        return source.pictures.find(picture) or catalogue.find(picture)
+
     routes = [
-        *HealthRoutes(live).routes(),
         *live.routes(),
+        *ThumbnailRoutes(find).routes(),
+        *HealthRoutes(live).routes(),
         *PictureRoutes(catalogue, labelling, live).routes(),
         *LabelRoutes(catalogue, review, labelling, live).routes(),
         *ClassRoutes(catalogue, review, live).routes(),

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from box_scene import BoxScene
+from filled_box import FilledBox
 
 from fedclip_edge.agent.label_store import set_labels
 from fedclip_edge.agent.page import catalogue as catalogue_module
@@ -16,11 +16,11 @@ from fedclip_edge.vision.datasets import side_of
 
 
 @pytest.fixture
-def scene(tmp_path: Path, random_bundle: Bundle) -> BoxScene:
-    return BoxScene(tmp_path, random_bundle, labelled=9, unlabelled=12).write()
+def scene(tmp_path: Path, random_bundle: Bundle) -> FilledBox:
+    return FilledBox(tmp_path, random_bundle, labelled=9, unlabelled=12).write()
 
 
-def opened(scene: BoxScene) -> Catalogue:
+def opened(scene: FilledBox) -> Catalogue:
     return Catalogue(scene.config, lambda: scene.bundle)
 
 
@@ -29,7 +29,7 @@ def numbers(entries: tuple[Entry, ...]) -> list[int]:
 
 
 def test_every_picture_has_its_answer_label_side_and_feature(
-    scene: BoxScene, monkeypatch: pytest.MonkeyPatch
+    scene: FilledBox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(*_: object) -> None:
         raise AssertionError("a picture was opened")
@@ -55,7 +55,7 @@ def test_every_picture_has_its_answer_label_side_and_feature(
 
 
 def test_what_has_changed_is_read_and_nothing_else(
-    scene: BoxScene, monkeypatch: pytest.MonkeyPatch
+    scene: FilledBox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     searches: list[object] = []
     search = catalogue_module.read_device
@@ -77,7 +77,7 @@ def test_what_has_changed_is_read_and_nothing_else(
     assert len(searches) == 2
 
 
-def test_an_answer_comes_before_the_index_is_saved(scene: BoxScene) -> None:
+def test_an_answer_comes_before_the_index_is_saved(scene: FilledBox) -> None:
     catalogue = opened(scene)
     catalogue.refresh()
     (index,) = scene.state.glob("pictures.sqlite")
@@ -88,7 +88,7 @@ def test_an_answer_comes_before_the_index_is_saved(scene: BoxScene) -> None:
     assert (numbers(found.entries)[0], found.unread) == (21, 0)
 
 
-def test_files_that_the_agent_has_not_read_are_counted(scene: BoxScene) -> None:
+def test_files_that_the_agent_has_not_read_are_counted(scene: FilledBox) -> None:
     catalogue = opened(scene)
     (scene.folder / "inbox" / "new.jpg").write_bytes(b"x")
     found = catalogue.refresh()
@@ -99,7 +99,7 @@ def test_files_that_the_agent_has_not_read_are_counted(scene: BoxScene) -> None:
     assert (len(found.entries), found.unread, found.trouble) == (0, 22, "")
 
 
-def test_copies_are_one_entry_with_the_label_of_any_of_them(scene: BoxScene) -> None:
+def test_copies_are_one_entry_with_the_label_of_any_of_them(scene: FilledBox) -> None:
     copy = scene.path(20).with_name("a-copy.jpg")
     labelled = scene.path(0).with_name("z-copy.jpg")
     shutil.copyfile(scene.path(20), copy)
@@ -110,7 +110,7 @@ def test_copies_are_one_entry_with_the_label_of_any_of_them(scene: BoxScene) -> 
     assert (found.entries[0].label, found.entries[0].path) == (scene.classes[0], labelled)
 
 
-def test_a_folder_that_is_away_keeps_the_last_pictures_and_says_so(scene: BoxScene) -> None:
+def test_a_folder_that_is_away_keeps_the_last_pictures_and_says_so(scene: FilledBox) -> None:
     catalogue = opened(scene)
     first = catalogue.refresh()
     away = scene.folder / "away"
@@ -124,7 +124,7 @@ def test_a_folder_that_is_away_keeps_the_last_pictures_and_says_so(scene: BoxSce
     assert (len(found.entries), found.trouble) == (22, "")
 
 
-def test_without_a_bundle_there_is_no_class_and_no_picture(scene: BoxScene) -> None:
+def test_without_a_bundle_there_is_no_class_and_no_picture(scene: FilledBox) -> None:
     bundles: list[Bundle | None] = [None]
     catalogue = Catalogue(scene.config, lambda: bundles[-1])
     assert catalogue.refresh().entries == ()
@@ -135,12 +135,12 @@ def test_without_a_bundle_there_is_no_class_and_no_picture(scene: BoxScene) -> N
     assert catalogue.refresh().entries == ()
 
 
-def test_a_picture_without_a_feature_is_known_as_such(scene: BoxScene) -> None:
+def test_a_picture_without_a_feature_is_known_as_such(scene: FilledBox) -> None:
     (scene.state / "features.sqlite").unlink()
     assert not any(entry.has_feature for entry in opened(scene).refresh().entries)
 
 
-def test_soon_gives_what_was_read_a_moment_ago(scene: BoxScene) -> None:
+def test_soon_gives_what_was_read_a_moment_ago(scene: FilledBox) -> None:
     catalogue = opened(scene)
     first = catalogue.refresh()  # it took a while, so it is not read again at once
     os.utime(scene.state / "pictures.sqlite")

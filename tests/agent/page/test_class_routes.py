@@ -7,8 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from box_scene import BoxScene
-from opened_box import opened_box
+from filled_box import FilledBox
 
 from fedclip_edge.agent.page.class_routes import HEIGHT_PX, WIDTH_PX, curve
 from fedclip_edge.agent.review import ClassNeed
@@ -20,11 +19,11 @@ DEADLINE_S = 60.0
 def test_every_class_has_its_pictures_accuracy_and_advice(
     tmp_path: Path, random_bundle: Bundle
 ) -> None:
-    scene = BoxScene(tmp_path, random_bundle, labelled=40, unlabelled=33).write()
+    scene = FilledBox(tmp_path, random_bundle, labelled=40, unlabelled=33).write()
     for number in range(2, 40, 3):
         scene.path(number).unlink()
     scene.add([200])
-    with opened_box(scene) as client:
+    with scene.opened() as client:
         first = client.get("/classes").text
         names = re.findall(r'href="/\?class=(\w+)"', first)
         assert sorted(names) == sorted(random_bundle.classes.names)

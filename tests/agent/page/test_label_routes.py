@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from box_scene import BoxScene
-from opened_box import OURS, opened_box
+from filled_box import OURS, FilledBox
 from starlette.testclient import TestClient
 
 from fedclip_edge.agent.label_store import labels_in, set_labels
@@ -20,8 +19,8 @@ DEADLINE_S = 60.0
 
 
 @pytest.fixture
-def scene(tmp_path: Path, random_bundle: Bundle) -> BoxScene:
-    made = BoxScene(tmp_path, random_bundle, labelled=30, unlabelled=130).write()
+def scene(tmp_path: Path, random_bundle: Bundle) -> FilledBox:
+    made = FilledBox(tmp_path, random_bundle, labelled=30, unlabelled=130).write()
     # A circle in the folder of the squares.
     wrong = made.folder / "pictures" / "square" / "img-00900.jpg"
     wrong.write_bytes(made.path(0).read_bytes() + b"copy")
@@ -30,8 +29,8 @@ def scene(tmp_path: Path, random_bundle: Bundle) -> BoxScene:
 
 
 @pytest.fixture
-def client(scene: BoxScene) -> Iterator[TestClient]:
-    with opened_box(scene) as made:
+def client(scene: FilledBox) -> Iterator[TestClient]:
+    with scene.opened() as made:
         yield made
 
 
@@ -71,7 +70,7 @@ def undo(client: TestClient) -> str:
 
 
 def test_a_hundred_pictures_are_labelled_in_one_post_and_undone(
-    client: TestClient, scene: BoxScene
+    client: TestClient, scene: FilledBox
 ) -> None:
     before = ids(client.get("/label?tab=all").text)
     assert len(before) == 120
@@ -95,7 +94,7 @@ def test_a_hundred_pictures_are_labelled_in_one_post_and_undone(
 
 
 def test_what_is_worth_a_label_is_listed_until_it_has_one(
-    client: TestClient, scene: BoxScene
+    client: TestClient, scene: FilledBox
 ) -> None:
     worth = listed(client, "worth")
     assert worth
@@ -106,7 +105,7 @@ def test_what_is_worth_a_label_is_listed_until_it_has_one(
 
 
 def test_a_doubtful_label_is_corrected_or_confirmed_and_listed_no_more(
-    client: TestClient, scene: BoxScene
+    client: TestClient, scene: FilledBox
 ) -> None:
     (wrong,) = listed(client, "doubtful")
     page = client.get("/label?tab=doubtful").text
@@ -122,7 +121,7 @@ def test_a_doubtful_label_is_corrected_or_confirmed_and_listed_no_more(
     assert listed(client, "doubtful") == []
 
 
-def test_a_step_is_undone_once_and_only_the_newest(client: TestClient, scene: BoxScene) -> None:
+def test_a_step_is_undone_once_and_only_the_newest(client: TestClient, scene: FilledBox) -> None:
     (one, two, *_) = ids(client.get("/label?tab=all").text)
     post(client, [one], typed="circle")
     step = re.search(r'name="step" value="(\w+)"', client.get("/label").text)
@@ -135,7 +134,7 @@ def test_a_step_is_undone_once_and_only_the_newest(client: TestClient, scene: Bo
 
 
 def test_a_form_that_says_nothing_useful_changes_nothing(
-    client: TestClient, scene: BoxScene
+    client: TestClient, scene: FilledBox
 ) -> None:
     (one, *_) = ids(client.get("/label?tab=all").text)
     assert post(client, []) == 409
@@ -172,7 +171,7 @@ def test_each_class_has_a_key_that_does_nothing_else(client: TestClient) -> None
     assert client.get("/label?tab=none").status_code == 404
 
 
-def test_labels_from_elsewhere_are_seen(client: TestClient, scene: BoxScene) -> None:
+def test_labels_from_elsewhere_are_seen(client: TestClient, scene: FilledBox) -> None:
     (picture,) = scene.learn([scene.path(100)])
     assert picture[:20] in ids(client.get("/label?tab=all").text)
     set_labels(scene.state, {picture: "circle"})

@@ -4,7 +4,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from box_scene import BoxScene
+from filled_box import FilledBox
 
 from fedclip_edge.agent import review_files
 from fedclip_edge.agent.label_store import set_labels
@@ -18,11 +18,11 @@ LONG_S = 60.0
 
 
 @pytest.fixture
-def scene(tmp_path: Path, random_bundle: Bundle) -> BoxScene:
-    return BoxScene(tmp_path, random_bundle, labelled=30, unlabelled=30).write()
+def scene(tmp_path: Path, random_bundle: Bundle) -> FilledBox:
+    return FilledBox(tmp_path, random_bundle, labelled=30, unlabelled=30).write()
 
 
-def maker(scene: BoxScene) -> tuple[Catalogue, ReviewMaker]:
+def maker(scene: FilledBox) -> tuple[Catalogue, ReviewMaker]:
     catalogue = Catalogue(scene.config, lambda: scene.bundle)
     catalogue.refresh()
     return catalogue, ReviewMaker(scene.config, catalogue)
@@ -34,7 +34,7 @@ def made(review: ReviewMaker) -> Lists:
     return review.lists()
 
 
-def test_it_is_the_review_of_the_command(scene: BoxScene) -> None:
+def test_it_is_the_review_of_the_command(scene: FilledBox) -> None:
     found = made(maker(scene)[1])
     assert found.trouble == ""
     expected, skipped = review_files.review_device(scene.config, scene.bundle, lists_module.MOST)
@@ -45,7 +45,7 @@ def test_it_is_the_review_of_the_command(scene: BoxScene) -> None:
 
 
 def test_it_is_made_once_for_each_state_and_the_old_one_is_shown_meanwhile(
-    scene: BoxScene, monkeypatch: pytest.MonkeyPatch
+    scene: FilledBox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     may_go_on, calls = threading.Event(), []
     make = lists_module.make_review
@@ -76,7 +76,7 @@ def test_it_is_made_once_for_each_state_and_the_old_one_is_shown_meanwhile(
     assert second.review.labelled == first.review.labelled + 1
 
 
-def test_pictures_without_a_feature_are_left_out_and_counted(scene: BoxScene) -> None:
+def test_pictures_without_a_feature_are_left_out_and_counted(scene: FilledBox) -> None:
     scene.add([60, 61], answered=False)
     scene.forget_features([60, 61, 0])
     found = made(maker(scene)[1])
@@ -89,7 +89,7 @@ def test_pictures_without_a_feature_are_left_out_and_counted(scene: BoxScene) ->
 
 
 def test_an_error_is_said_and_the_next_state_is_tried(
-    scene: BoxScene, monkeypatch: pytest.MonkeyPatch
+    scene: FilledBox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
 
@@ -104,6 +104,6 @@ def test_an_error_is_said_and_the_next_state_is_tried(
     assert made(review).trouble == ""
 
 
-def test_without_a_bundle_the_reason_is_said(scene: BoxScene) -> None:
+def test_without_a_bundle_the_reason_is_said(scene: FilledBox) -> None:
     catalogue = Catalogue(scene.config, lambda: None)
     assert "no bundle yet" in made(ReviewMaker(scene.config, catalogue)).trouble

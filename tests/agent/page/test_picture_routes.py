@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from box_scene import BoxScene
-from opened_box import OURS, opened_box
+from filled_box import OURS, FilledBox
 from starlette.testclient import TestClient
 
 from fedclip_edge.agent.page.catalogue import Catalogue
@@ -20,13 +19,13 @@ HOSTILE = '<img src=x onerror="alert(1)">&.jpg'
 
 
 @pytest.fixture
-def scene(tmp_path: Path, random_bundle: Bundle) -> BoxScene:
-    return BoxScene(tmp_path, random_bundle, labelled=30, unlabelled=60).write()
+def scene(tmp_path: Path, random_bundle: Bundle) -> FilledBox:
+    return FilledBox(tmp_path, random_bundle, labelled=30, unlabelled=60).write()
 
 
 @pytest.fixture
-def client(scene: BoxScene) -> Iterator[TestClient]:
-    with opened_box(scene) as made:
+def client(scene: FilledBox) -> Iterator[TestClient]:
+    with scene.opened() as made:
         yield made
 
 
@@ -69,7 +68,7 @@ def test_filters_are_an_address(client: TestClient) -> None:
     assert "There is no such picture." in client.get("/?class=none").text
 
 
-def test_one_picture_has_its_bars_and_its_label(client: TestClient, scene: BoxScene) -> None:
+def test_one_picture_has_its_bars_and_its_label(client: TestClient, scene: FilledBox) -> None:
     (old, new) = scene.learn([scene.path(4), scene.path(40)])
     page = client.get(f"/pictures/{old[:20]}").text
     assert "<b>square</b>, given by the folder." in page
@@ -89,7 +88,7 @@ def test_one_picture_has_its_bars_and_its_label(client: TestClient, scene: BoxSc
         assert client.get(f"/pictures/{wrong}").status_code == 404
 
 
-def test_a_file_name_cannot_become_markup(client: TestClient, scene: BoxScene) -> None:
+def test_a_file_name_cannot_become_markup(client: TestClient, scene: FilledBox) -> None:
     path = scene.folder / "inbox" / HOSTILE
     path.write_bytes(scene.path(40).read_bytes() + b"hostile")
     (found,) = scene.learn([path])
@@ -99,7 +98,7 @@ def test_a_file_name_cannot_become_markup(client: TestClient, scene: BoxScene) -
         assert "&lt;img src=x" in page
 
 
-def test_the_live_piece_is_rendered_when_a_picture_came(scene: BoxScene) -> None:
+def test_the_live_piece_is_rendered_when_a_picture_came(scene: FilledBox) -> None:
     catalogue = Catalogue(scene.config, lambda: scene.bundle)
     folder = Path(__file__).parents[3] / "fedclip_edge" / "agent" / "page" / "templates"
     piece = NewestPiece(catalogue, Pages(folder, "box", {}).environment)
@@ -109,3 +108,13 @@ def test_the_live_piece_is_rendered_when_a_picture_came(scene: BoxScene) -> None
     scene.add([90])
     catalogue.refresh()
     assert shown(piece.render()["newest"])[0] == 90
+
+
+def test_a_picture_is_shown_before_the_index_is_saved(client: TestClient, scene: FilledBox) -> None:
+    (index,) = scene.state.glob("pictures.sqlite")
+    before = index.read_bytes()
+    (new,) = scene.add([90])
+    index.write_bytes(before)
+    assert shown(client.get("/").text)[0] == 90
+    answer = client.get(f"/pictures/{new[:20]}.jpg")
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "image/jpeg")

@@ -7,22 +7,28 @@ import io
 import os
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from opened_box import ADDRESS
 from PIL import Image, ImageDraw
+from starlette.testclient import TestClient
 
 from fedclip_edge.agent.answers import line_of, utc
 from fedclip_edge.agent.features import CACHE
+from fedclip_edge.agent.page import process
 from fedclip_edge.agent.rescan import INDEX
 from fedclip_edge.config.agent import AgentConfig, load_agent
 from fedclip_edge.records import F32
 from fedclip_edge.vision.bundle import Bundle, key_of
 from fedclip_edge.vision.cache import FeatureCache
 from fedclip_edge.vision.picture_index import PictureIndex
+from fedclip_edge.web.live import Pieces
+from fedclip_edge.web.token_file import read_token
 
+OURS = {"Origin": ADDRESS}
 NEWEST_S = 1_780_000_000.0  # Unix time of the newest picture
 EVERY_S = 60.0  # between two pictures
 _DRAWN = 24  # different drawings of each class
@@ -47,7 +53,7 @@ def drawing(name: str, number: int, side: int = 160) -> bytes:
 
 
 @dataclass
-class BoxScene:
+class FilledBox:
     """One device; picture number n shows class n modulo the number of classes."""
 
     folder: Path
@@ -75,7 +81,7 @@ class BoxScene:
             return self.folder / "pictures" / self.classes[number % len(self.classes)] / name
         return self.folder / "inbox" / name
 
-    def write(self, extra: str = "") -> BoxScene:
+    def write(self, extra: str = "") -> FilledBox:
         """Write all files, as after a first start with all answers."""
         for part in ("state", "inbox", "pictures"):
             (self.folder / part).mkdir(parents=True, exist_ok=True)
@@ -110,6 +116,17 @@ class BoxScene:
                 for number, picture in zip(numbers, hashes, strict=True):
                     file.write(self.answer(number, picture))
         return hashes
+
+    @contextlib.contextmanager
+    def opened(self, name: str = "anna") -> Iterator[TestClient]:
+        """A client of the page in this process, logged in by this name."""
+        token = read_token(self.config.page_token)
+        settings = self.folder / "agent.toml"
+        app = process.application(self.config, settings, token, Pieces())
+        with TestClient(app, base_url=ADDRESS, follow_redirects=False) as client:
+            answer = client.post("/login", data={"token": token, "name": name}, headers=OURS)
+            assert answer.status_code == 303
+            yield client
 
     def learn(self, paths: Sequence[Path]) -> list[str]:
         """Add files to the index; returns their hashes."""
