@@ -67,8 +67,12 @@ class FilledBox:
         return self.folder / "state"
 
     @property
+    def settings(self) -> Path:
+        return self.folder / "agent.toml"
+
+    @property
     def config(self) -> AgentConfig:
-        return load_agent(self.folder / "agent.toml")
+        return load_agent(self.settings)
 
     @property
     def classes(self) -> Sequence[str]:
@@ -85,7 +89,7 @@ class FilledBox:
         """Write all files, as after a first start with all answers."""
         for part in ("state", "inbox", "pictures"):
             (self.folder / part).mkdir(parents=True, exist_ok=True)
-        (self.folder / "agent.toml").write_text(
+        self.settings.write_text(
             f'id = "cam-07"\nfleet = "lab"\nbundle = "{self.bundle.folder}"\n'
             f'state_dir = "state"\n{extra}\n[data]\nfolder = "pictures"\n'
             f'[inbox]\nfolder = "inbox"\n[page]\nlisten = "127.0.0.1:{self.port}"\n'
@@ -121,8 +125,7 @@ class FilledBox:
     def opened(self, name: str = "anna") -> Iterator[TestClient]:
         """A client of the page in this process, logged in by this name."""
         token = read_token(self.config.page_token)
-        settings = self.folder / "agent.toml"
-        app = process.application(self.config, settings, token, Pieces())
+        app = process.application(self.config, self.settings, token, Pieces())
         with TestClient(app, base_url=ADDRESS, follow_redirects=False) as client:
             answer = client.post("/login", data={"token": token, "name": name}, headers=OURS)
             assert answer.status_code == 303

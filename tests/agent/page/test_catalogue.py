@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from fedclip_edge.agent.page import catalogue as catalogue_module
 from fedclip_edge.agent.page.catalogue import PERSON, Catalogue, Entry
 from fedclip_edge.vision import picture_bytes
 from fedclip_edge.vision.bundle import Bundle
-from fedclip_edge.vision.datasets import side_of
+from fedclip_edge.vision.datasets import Dataset, side_of
+from fedclip_edge.vision.device_pictures import read_device
+from fedclip_edge.vision.labels import Labels
 
 
 @pytest.fixture
@@ -57,11 +60,13 @@ def test_every_picture_has_its_answer_label_side_and_feature(
 def test_what_has_changed_is_read_and_nothing_else(
     scene: FilledBox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    searches: list[object] = []
-    search = catalogue_module.read_device
-    monkeypatch.setattr(
-        catalogue_module, "read_device", lambda *given: searches.append(given) or search(*given)
-    )
+    searches: list[Path] = []
+
+    def searched(labels: Labels, inbox: Path | None, hash_of: Callable[[Path], str]) -> Dataset:
+        searches.append(labels.folder)
+        return read_device(labels, inbox, hash_of)
+
+    monkeypatch.setattr(catalogue_module, "read_device", searched)
     catalogue = opened(scene)
     first = catalogue.refresh()
     assert catalogue.refresh() is first

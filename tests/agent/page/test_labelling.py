@@ -62,7 +62,7 @@ def test_a_step_that_failed_is_none_and_the_last_ones_are_kept(tmp_path: Path) -
         labelling.give({A: "nut"}, CLASSES)
     assert labelling.last is steps[-1]
     (tmp_path / "labels.sqlite").unlink()
-    for step in reversed(steps[5:]):
-        labelling.undo(step.id)
+    undone = [labelling.undo(step.id) for step in reversed(steps[5:])]
+    assert len(undone) == STEPS
     assert labelling.last is None
     assert labels_in(tmp_path) == {A: CLASSES[4 % 2]}  # as after the fifth

@@ -11,6 +11,7 @@ from fedclip_edge.agent.label_store import set_labels
 from fedclip_edge.agent.page import lists as lists_module
 from fedclip_edge.agent.page.catalogue import Catalogue
 from fedclip_edge.agent.page.lists import Lists, ReviewMaker
+from fedclip_edge.agent.review import make_review
 from fedclip_edge.errors import DataError
 from fedclip_edge.vision.bundle import Bundle
 
@@ -48,12 +49,11 @@ def test_it_is_made_once_for_each_state_and_the_old_one_is_shown_meanwhile(
     scene: FilledBox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     may_go_on, calls = threading.Event(), []
-    make = lists_module.make_review
 
     def slowly(*given: object, **named: object) -> object:
         calls.append(given)
         assert may_go_on.wait(LONG_S)
-        return make(*given, **named)  # type: ignore[arg-type]
+        return make_review(*given, **named)  # type: ignore[arg-type]
 
     monkeypatch.setattr(lists_module, "make_review", slowly)
     catalogue, review = maker(scene)
