@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 from starlette.applications import Starlette
 
 from fedclip_edge.agent.page.box_pieces import BoxPieces
+from fedclip_edge.agent.page.health import Health
 from fedclip_edge.agent.page.health_routes import HealthRoutes
 from fedclip_edge.agent.page.live_box import LiveBox
 from fedclip_edge.agent.page.source import Source
@@ -40,10 +43,17 @@ def application(config: AgentConfig, file: Path, token: str, pieces: Pieces) -> 
     """Make the page's application; raises ConfigError if `config` has no [page]."""
     pages = Pages(_TEMPLATES, f"box {config.id}", _LINKS)
     source = Source(config, file)
-    live = LiveBox(pages, pieces, [BoxPieces(source, pages.environment).render])
+    health = Health(file, pages.environment)
+    live = LiveBox(pages, pieces, [BoxPieces(source, pages.environment).render, health.render])
     routes = [
         *live.routes(),
         *ThumbnailRoutes(source.pictures).routes(),
-        *HealthRoutes(live).routes(),
+        *HealthRoutes(live, health).routes(),
     ]
-    return page_app(needed(config.page), token, pages, routes, live.follow)
+
+    @contextlib.asynccontextmanager
+    async def background() -> AsyncIterator[None]:
+        async with live.follow(), health.ending():
+            yield
+
+    return page_app(needed(config.page), token, pages, routes, background)
