@@ -50,6 +50,7 @@ HOMES = {
         "web/app.py",
         "coordinator/page/fleet_pieces.py",
         "agent/page/box_pieces.py",
+        "agent/page/health.py",
     ),
     "mlflow": ("reporting/tracking.py",),
     "tensorboard": ("reporting/tracking.py",),

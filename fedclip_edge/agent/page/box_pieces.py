@@ -22,28 +22,26 @@ _MODELS = {
 _ACCURACIES = (("zero_shot", "zero-shot"), ("federated", "shared"), ("personal", "own"))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class BoxPieces:
-    """Renders the state of the agent."""
+    """Renders the state of the agent; one that is as it was is not rendered again."""
 
     source: Source
     environment: Environment
+    _shown: tuple[tuple[Now | None, bool], str] | None = None
 
     def render(self) -> dict[str, str]:
         """Return the HTML of each piece, by the id of its element."""
-        now, runs = self.source.state()
+        state = self.source.state()
+        if self._shown is None or self._shown[0] != state:
+            self._shown = state, self._rendered(*state)
+        return {"now": self._shown[1]}
+
+    def _rendered(self, now: Now | None, runs: bool) -> str:
         severity, headline, why = _headline(now, runs=runs)
         macros: Any = self.environment.get_template("box_pieces.html.j2").module
-        return {
-            "now": macros.now(
-                severity,
-                headline,
-                why,
-                list(_facts(now)),
-                now,
-                is_old=not runs,
-            ).strip()
-        }
+        piece = macros.now(severity, headline, why, list(_facts(now)), now, is_old=not runs)
+        return str(piece).strip()
 
 
 def _headline(now: Now | None, *, runs: bool) -> tuple[str, str, str]:

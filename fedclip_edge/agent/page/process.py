@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -10,6 +12,7 @@ from starlette.applications import Starlette
 from fedclip_edge.agent.page.box_pieces import BoxPieces
 from fedclip_edge.agent.page.catalogue import Catalogue
 from fedclip_edge.agent.page.class_routes import ClassRoutes
+from fedclip_edge.agent.page.health import Health
 from fedclip_edge.agent.page.health_routes import HealthRoutes
 from fedclip_edge.agent.page.label_routes import LabelRoutes, ListsPiece
 from fedclip_edge.agent.page.labelling import Labelling
@@ -48,11 +51,13 @@ def application(config: AgentConfig, file: Path, token: str, pieces: Pieces) -> 
     pages = Pages(_TEMPLATES, f"box {config.id}", _LINKS)
     source = Source(config, file)
     catalogue, labelling = Catalogue(config, source.bundle), Labelling(config.state_dir)
+    health = Health(file, pages.environment)
     review = ReviewMaker(config, catalogue)
     parts = [
         BoxPieces(source, pages.environment).render,
         NewestPiece(catalogue, pages.environment).render,
         ListsPiece(review, pages.environment).render,
+        health.render,
     ]
     live = LiveBox(pages, pieces, parts)
 
@@ -63,9 +68,15 @@ def application(config: AgentConfig, file: Path, token: str, pieces: Pieces) -> 
     routes = [
         *live.routes(),
         *ThumbnailRoutes(find).routes(),
-        *HealthRoutes(live).routes(),
+        *HealthRoutes(live, health).routes(),
         *PictureRoutes(catalogue, labelling, live).routes(),
         *LabelRoutes(catalogue, review, labelling, live).routes(),
         *ClassRoutes(catalogue, review, live).routes(),
     ]
-    return page_app(needed(config.page), token, pages, routes, live.follow)
+
+    @contextlib.asynccontextmanager
+    async def background() -> AsyncIterator[None]:
+        async with live.follow(), health.ending():
+            yield
+
+    return page_app(needed(config.page), token, pages, routes, background)
