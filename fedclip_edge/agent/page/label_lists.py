@@ -51,7 +51,7 @@ def _doubtful(pictures: Pictures, lists: Lists) -> Iterator[Choice]:
     for one in lists.review.looks_mislabelled if lists.review else ():
         entry = by_path.get(one.path)
         if entry is not None and entry.label == one.label and entry.by != PERSON:
-            why = f"{percent(one.likelier_probability)}; it has the label {one.label}"
+            why = f"{percent(one.likelier_probability)}, but the label is {one.label}"
             yield Choice(entry, one.likelier, why)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -84,6 +85,7 @@ class PictureRoutes:
             request,
             "picture.html.j2",
             entry=entry,
+            at=minute(entry.at),
             has_own_label=entry.by == PERSON,
             classes=found.classes,
             step=self.labelling.last,
@@ -97,6 +99,7 @@ def card(entry: Entry) -> dict[str, Any]:
     return {
         "id": entry.id,
         "name": entry.path.name,
+        "at": minute(entry.at),
         "label": entry.label,
         "by": entry.by,
         "answer": "" if answer is None else "unknown" if answer.is_unknown else answer.label,
@@ -107,3 +110,8 @@ def card(entry: Entry) -> dict[str, Any]:
             answer and entry.label and not answer.is_unknown and answer.label != entry.label
         ),
     }
+
+
+def minute(at: float) -> str:
+    """Format a Unix time as this machine's date and time of day."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(at))

@@ -25,7 +25,7 @@ function select(from, to, checked) {
 function tell() {
   const count = boxes.filter((box) => box.checked).length;
   for (const text of form.querySelectorAll(".selected")) {
-    text.textContent = count === 1 ? "1 picture" : `${count} pictures`;
+    text.textContent = count === 1 ? "1 picture" : `${count || "the selected"} pictures`;
   }
   form.querySelector("button.all").textContent =
     count === boxes.length ? "Select none" : "Select all";

@@ -34,7 +34,7 @@ def test_every_class_has_its_pictures_accuracy_and_advice(
     rows = re.findall(r"<tr><th scope=\"row\">.*?</tr>", page, re.DOTALL)
     assert "triangle" in rows[0]  # the neediest is first
     assert "too few pictures" in rows[0]
-    assert rows[0].count("–") == 2
+    assert rows[0].count("–") == 3
     circle = next(row for row in rows if "circle" in row)
     assert "<td>14</td><td>10</td>" in circle  # with a label, and without one but named so
     assert circle.count("<circle") == 2

@@ -24,7 +24,7 @@ def scene(tmp_path: Path, random_bundle: Bundle) -> FilledBox:
     # A circle in the folder of the squares.
     wrong = made.folder / "pictures" / "square" / "img-00900.jpg"
     wrong.write_bytes(made.path(0).read_bytes() + b"copy")
-    made.give_feature(made.learn([wrong])[0], 0)
+    made.give_feature(made.learn([wrong])[0], 3)
     return made
 
 
@@ -109,7 +109,7 @@ def test_a_doubtful_label_is_corrected_or_confirmed_and_listed_no_more(
 ) -> None:
     (wrong,) = listed(client, "doubtful")
     page = client.get("/label?tab=doubtful").text
-    assert "it has the label square" in page
+    assert "but the label is square" in page
     assert "Their labels are right" in page
     assert post(client, [wrong], action="keep") == 303
     assert list(labels_in(scene.state).values()) == ["square"]
