@@ -121,15 +121,23 @@ def serve(
                 box, chosen, bundle, watch, duties, _each(listeners)
             )
         attempts, has_connected = 0, False  # attempts in a row that failed
+        waits_for = ""
         while True:
+            SYSTEMD.status("connects to its broker")
             try:
                 topics = Topics(config.fleet).for_device(config.id)
                 link = early.connect(topics, meanwhile=duties.look)
             except (LinkError, ConfigError) as error:
                 attempts += 1
                 box.choice.note_failure(time.monotonic())
-                if (not has_connected and attempts == 2) or not box.choice.switch(str(error)):
+                is_given_up = not has_connected and attempts == 2
+                if (is_given_up or not box.choice.switch(str(error))) and (
+                    box.page is None or once or isinstance(error, ConfigError)
+                ):
                     raise
+                if str(error) != waits_for and box.page is not None:
+                    waits_for = str(error)  # the page can be used meanwhile
+                    log.event("connection_awaited", reason=waits_for)
                 SYSTEMD.turn()
                 early = new_link()
                 continue

@@ -379,6 +379,11 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "Follow `hint`.",
         ),
         "metrics_written": Event("The file `metrics_file` is written again."),
+        "connection_awaited": Event(
+            "No broker can be reached yet (`reason`). With `[page]`, the agent goes on, so that its "
+            "page can be used, and tries again. Written once for each reason.",
+            "Look at the network of the box and at the broker; `fedclip-edge doctor` helps.",
+        ),
         "state_not_written": Event(
             "The file `now.json` in `state_dir` cannot be written, so the box's page shows an old "
             "state. The agent goes on. Written once while it lasts.",
