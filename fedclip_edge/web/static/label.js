@@ -88,8 +88,11 @@ if (boxes.length) {
     boxes.forEach((box, at) => { box.tabIndex = at === place ? 0 : -1; });
     tell();
   });
-  if (location.hash === "#pictures") go_to(0);
-  addEventListener("pageshow", tell);  // a browser may restore what was selected
+  // Then the browser has scrolled to the pictures, and may have restored what was selected.
+  addEventListener("pageshow", () => {
+    tell();
+    if (location.hash === "#pictures") setTimeout(() => go_to(0));
+  });
   tell();
 }
 

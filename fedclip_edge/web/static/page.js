@@ -18,6 +18,8 @@ function place(id, html) {
   template.innerHTML = html;
   const fresh = template.content.firstElementChild;
   if (old) {
+    // A part that a person has opened stays open.
+    if (old.querySelector("details[open]")) fresh.querySelector("details")?.setAttribute("open", "");
     const focused = old.contains(document.activeElement) ? document.activeElement : null;
     old.replaceWith(fresh);
     if (focused?.tagName === "A") {  // the same link, if it is still there and has a name
