@@ -41,7 +41,7 @@ def serve(config: AgentConfig, file: Path, given: socket.socket | None = None) -
 
 def application(config: AgentConfig, file: Path, token: str, pieces: Pieces) -> Starlette:
     """Make the page's application; raises ConfigError if `config` has no [page]."""
-    pages = Pages(_TEMPLATES, f"box {config.id}", _LINKS)
+    pages = Pages(_TEMPLATES, f"box {config.id}", _LINKS, asks_name=False)
     source = Source(config, file)
     health = Health(file, pages.environment)
     live = LiveBox(pages, pieces, [BoxPieces(source, pages.environment).render, health.render])
