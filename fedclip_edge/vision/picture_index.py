@@ -145,6 +145,14 @@ class PictureIndex:
         known = self._known.get(path)
         return None if known is None else known.hash
 
+    def came_at(self, path: str) -> float:
+        """Unix time of a file's last change, as far as it is known, otherwise of its reading.
+
+        It is 0 for a file that is not in the index.
+        """
+        known = self._known.get(path)
+        return 0.0 if known is None else known.state.mtime_ns / 1e9 or float(known.read_s)
+
     def paths(self) -> Collection[str]:
         """The paths of all files in the index."""
         return self._known.keys()

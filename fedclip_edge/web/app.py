@@ -103,7 +103,12 @@ def page_app(
 
 
 async def form_of(request: Request) -> dict[str, str]:
-    """Return the fields of a form, each with its last value.
+    """Return the fields of a form, each with its last value; raises as `fields_of` does."""
+    return dict(await fields_of(request))
+
+
+async def fields_of(request: Request) -> list[tuple[str, str]]:
+    """Return the fields of a form in their order, some of which may have the same name.
 
     Raises HTTPException 413 if it is larger than _FORM_BYTES.
     """
@@ -112,7 +117,7 @@ async def form_of(request: Request) -> dict[str, str]:
         body += part
         if len(body) > _FORM_BYTES:
             raise HTTPException(413, "The form is too large.")
-    return dict(parse_qsl(body.decode(errors="replace"), keep_blank_values=True))
+    return parse_qsl(body.decode(errors="replace"), keep_blank_values=True)
 
 
 class _Desk:

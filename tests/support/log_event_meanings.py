@@ -571,6 +571,11 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "Somebody tried to log in to the page with a wrong token.",
             "If you do not know the address, find out who can reach the page.",
         ),
+        "labels_given": Event(
+            "Somebody gave so many `pictures` the class `label` on the device's page, took their "
+            "labels back, or confirmed them; `name` is what the person wrote at the login."
+        ),
+        "labels_undone": Event("Somebody undid the last `labels_given` on the device's page."),
         "page_ended": Event(
             "The process of the page failed (`code`), or could not be started (`reason`); the program "
             "goes on. It is started again after 5 s at the earliest, if a browser asks for it, unless "

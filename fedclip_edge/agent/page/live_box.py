@@ -56,6 +56,10 @@ class LiveBox:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
 
+    def expire(self) -> None:
+        """Make the pieces anew at the next `refresh`: a person has changed something."""
+        self._made_at = -1e9
+
     async def refresh(self) -> None:
         """Make the pieces, unless they are newer than a second."""
         async with self._lock:

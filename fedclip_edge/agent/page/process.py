@@ -10,9 +10,16 @@ from pathlib import Path
 from starlette.applications import Starlette
 
 from fedclip_edge.agent.page.box_pieces import BoxPieces
+from fedclip_edge.agent.page.catalogue import Catalogue
+from fedclip_edge.agent.page.class_routes import ClassRoutes
 from fedclip_edge.agent.page.health import Health
 from fedclip_edge.agent.page.health_routes import HealthRoutes
+from fedclip_edge.agent.page.label_routes import LabelRoutes, ListsPiece
+from fedclip_edge.agent.page.labelling import Labelling
+from fedclip_edge.agent.page.lists import ReviewMaker
 from fedclip_edge.agent.page.live_box import LiveBox
+from fedclip_edge.agent.page.picture_map import Known
+from fedclip_edge.agent.page.picture_routes import NewestPiece, PictureRoutes
 from fedclip_edge.agent.page.source import Source
 from fedclip_edge.agent.page.thumbnails import ThumbnailRoutes
 from fedclip_edge.config.agent import AgentConfig
@@ -43,12 +50,28 @@ def application(config: AgentConfig, file: Path, token: str, pieces: Pieces) -> 
     """Make the page's application; raises ConfigError if `config` has no [page]."""
     pages = Pages(_TEMPLATES, f"box {config.id}", _LINKS, asks_name=False)
     source = Source(config, file)
+    catalogue, labelling = Catalogue(config, source.bundle), Labelling(config.state_dir)
     health = Health(file, pages.environment)
-    live = LiveBox(pages, pieces, [BoxPieces(source, pages.environment).render, health.render])
+    review = ReviewMaker(config, catalogue)
+    parts = [
+        BoxPieces(source, pages.environment).render,
+        NewestPiece(catalogue, pages.environment).render,
+        ListsPiece(review, pages.environment).render,
+        health.render,
+    ]
+    live = LiveBox(pages, pieces, parts)
+
+    def find(picture: str) -> Known | None:
+        # The agent saves its index some seconds after the answer.
+        return source.pictures.find(picture) or catalogue.find(picture)
+
     routes = [
         *live.routes(),
-        *ThumbnailRoutes(source.pictures).routes(),
+        *ThumbnailRoutes(find).routes(),
         *HealthRoutes(live, health).routes(),
+        *PictureRoutes(catalogue, labelling, live).routes(),
+        *LabelRoutes(catalogue, review, labelling, live).routes(),
+        *ClassRoutes(catalogue, review, live).routes(),
     ]
 
     @contextlib.asynccontextmanager

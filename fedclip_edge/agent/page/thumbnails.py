@@ -1,8 +1,8 @@
 """Small copies of the device's pictures: /pictures/ID.jpg?size=s or l.
 
 Laws:
-- A picture is found by its id in the index of the device, and by nothing else: no address contains
-  a path.
+- A picture is found by its id among those that the agent has read, and by nothing else: no address
+  contains a path.
 - What is sent was made from bytes with the hash of the id. A file that has changed since, or is
   gone, gives a drawing that says so.
 - At most _AT_ONCE pictures are decoded at the same time, and the memory of made ones is limited.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from starlette.exceptions import HTTPException
@@ -20,7 +21,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from fedclip_edge.agent.page.picture_map import Known, PictureMap
+from fedclip_edge.agent.page.picture_map import Known
 from fedclip_edge.errors import DataError
 from fedclip_edge.vision.picture_bytes import read_picture
 from fedclip_edge.vision.picture_index import FileState, state_of
@@ -81,7 +82,7 @@ class Memory:
 class ThumbnailRoutes:
     """The route of the small copies."""
 
-    pictures: PictureMap
+    find: Callable[[str], Known | None]  # by id
     memory: Memory = field(default_factory=Memory)
     _turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_AT_ONCE))
 
@@ -93,7 +94,7 @@ class ThumbnailRoutes:
         """Send a small copy of a picture."""
         name = request.path_params["picture"]
         size = request.query_params.get("size", "s")
-        known = await asyncio.to_thread(self.pictures.find, name)
+        known = await asyncio.to_thread(self.find, name)
         if known is None or size not in SIZES_PX:
             raise HTTPException(404, "The box has no such picture.")
         async with self._turns:
