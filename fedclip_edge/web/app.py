@@ -43,7 +43,7 @@ class Pages:
     """
 
     def __init__(
-        self, folder: Path, title: str, links: Mapping[str, str], *, asks_name: bool
+        self, folder: Path, title: str, links: Mapping[str, str], *, asks_name: bool = False
     ) -> None:
         self.environment: Environment = templates(folder, _HERE / "templates")
         self.environment.filters["age"] = lambda at: duration(max(0.0, time.time() - at))
