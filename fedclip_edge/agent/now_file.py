@@ -17,14 +17,17 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedclip_edge import log
-from fedclip_edge.agent.model_in_use import ModelInUse
-from fedclip_edge.agent.pause import Pause
-from fedclip_edge.agent.session import Session
 from fedclip_edge.decoding import DecodeError, decode_table
 from fedclip_edge.processes.systemd import SYSTEMD
 from fedclip_edge.storage import atomic
+
+if TYPE_CHECKING:  # the page's process, which reads the file, needs none of them
+    from fedclip_edge.agent.model_in_use import ModelInUse
+    from fedclip_edge.agent.pause import Pause
+    from fedclip_edge.agent.session import Session
 
 NOW = "now.json"  # in state_dir
 WRITE_S = 1.0

@@ -37,12 +37,19 @@ _WRONG_TOKEN_S = 1.0  # between two answers to a wrong token
 
 
 class Pages:
-    """Templates of a page; every one gets the title of the site and its navigation."""
+    """Templates of a page; every one gets the title of the site and its navigation.
 
-    def __init__(self, folder: Path, title: str, links: Mapping[str, str]) -> None:
+    With `asks_name`, the login asks for the name of the person.
+    """
+
+    def __init__(
+        self, folder: Path, title: str, links: Mapping[str, str], *, asks_name: bool = False
+    ) -> None:
         self.environment: Environment = templates(folder, _HERE / "templates")
         self.environment.filters["age"] = lambda at: duration(max(0.0, time.time() - at))
-        self.environment.globals.update(site=title, links=links, version=__version__)
+        self.environment.globals.update(
+            site=title, links=links, version=__version__, asks_name=asks_name
+        )
 
     def html(self, request: Request, template: str, status: int = 200, **values: Any) -> Response:
         """Render a template as the answer to a request."""

@@ -98,3 +98,10 @@ def test_a_text_from_outside_cannot_become_markup(box: BoxScene) -> None:
     piece = shown(box, dataclasses.replace(RUNNING, paused="<script>", provider="<script>"))
     assert "<script>" not in piece
     assert piece.count("&lt;script&gt;") == 2
+
+
+def test_the_login_asks_for_the_token_alone(box: BoxScene) -> None:
+    with box.opened(logs_in=False) as client:
+        page = client.get("/login").text
+    assert 'name="token"' in page
+    assert "journal" not in page
