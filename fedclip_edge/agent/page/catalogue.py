@@ -160,11 +160,10 @@ class Catalogue:
         newest = self._answers.newest
         entries: dict[str, Entry] = {}
         for picture in found.pictures:
+            if picture.hash in entries:
+                continue  # a copy; those with a label come first
             answer = newest.get(picture.hash)
             label = found.labels.of(picture.path, picture.hash)
-            before = entries.get(picture.hash)
-            if before is not None and (before.label or label == UNLABELLED):
-                continue  # a copy
             entries[picture.hash] = Entry(
                 id_of(picture.hash),
                 picture.hash,

@@ -140,6 +140,8 @@ def test_a_form_that_says_nothing_useful_changes_nothing(
     assert post(client, []) == 409
     assert post(client, [one]) == 409
     assert post(client, ["f" * 20], typed="circle") == 409
+    data = {"picture": "f" * 20, "typed": "circle"}
+    assert "not on this device any more" in client.post("/label", data=data, headers=OURS).text
     assert post(client, [one], typed="<b>") == 409
     assert post(client, [one] * 3000, typed="circle") == 413
     for foreign in ({}, {"Origin": "http://evil.example"}):

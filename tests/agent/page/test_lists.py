@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import threading
 from pathlib import Path
 
 import pytest
 from filled_box import FilledBox
+from system import wait_until
 
 from fedclip_edge.agent import review_files
 from fedclip_edge.agent.label_store import set_labels
@@ -60,9 +63,18 @@ def test_it_is_made_once_for_each_state_and_the_old_one_is_shown_meanwhile(
     assert review.now == Lists()
     assert review.lists().is_making
     assert review.lists() == Lists(is_making=True)
+    wait_until(lambda: bool(calls), "the review")
+    set_labels(scene.state, {catalogue.refresh().entries[1].hash: "circle"})
+    assert review.lists().is_making  # one at a time
     may_go_on.set()
+    review.wait(LONG_S)
+    assert (len(calls), review.now.version) == (1, 1)
+    made(review)
+    calls.clear()
+    set_labels(scene.state, {catalogue.refresh().entries[1].hash: None})
+    catalogue.refresh()
     first = made(review)
-    assert (len(calls), first.is_making, first.version) == (1, False, 1)
+    assert (len(calls), first.is_making, first.version) == (1, False, 3)
     may_go_on.clear()
     set_labels(scene.state, {catalogue.refresh().entries[0].hash: "circle"})
     catalogue.refresh()
@@ -70,7 +82,7 @@ def test_it_is_made_once_for_each_state_and_the_old_one_is_shown_meanwhile(
     assert (meanwhile.review, meanwhile.is_making) == (first.review, True)
     may_go_on.set()
     second = made(review)
-    assert (len(calls), second.version) == (2, 2)
+    assert (len(calls), second.version) == (2, 4)
     assert second.review is not None
     assert first.review is not None
     assert second.review.labelled == first.review.labelled + 1
@@ -83,6 +95,9 @@ def test_pictures_without_a_feature_are_left_out_and_counted(scene: FilledBox) -
     assert found.without_feature == 3
     assert found.review is not None
     assert (found.review.labelled, found.review.unlabelled) == (29, 30)
+    with contextlib.closing(sqlite3.connect(scene.state / "features.sqlite")) as database, database:
+        database.execute("UPDATE block SET checksum = 0")
+    assert made(maker(scene)[1]).without_feature == 62
     (scene.state / "features.sqlite").unlink()
     found = made(maker(scene)[1])
     assert (found.without_feature, found.trouble) == (62, "")
