@@ -1,4 +1,4 @@
-"""Memory of a waiting coordinator and of a waiting agent with `[page]`, before and while it is open.
+"""Memory of a waiting coordinator and agent with `[page]`, before and while their pages are open.
 
 Both are real ones, with the bundle that is given and a broker; the coordinator waits for a second
 device. "Open" is a client that has logged in, has loaded the first page, and has the stream of live
