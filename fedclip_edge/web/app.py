@@ -39,16 +39,16 @@ _WRONG_TOKEN_S = 1.0  # between two answers to a wrong token
 class Pages:
     """Templates of a page; every one gets the title of the site and its navigation.
 
-    With `asks_name`, the login asks for the name of the person.
+    The login asks for the name of the person; `name_for` is the place that has it later.
     """
 
     def __init__(
-        self, folder: Path, title: str, links: Mapping[str, str], *, asks_name: bool = False
+        self, folder: Path, title: str, links: Mapping[str, str], *, name_for: str
     ) -> None:
         self.environment: Environment = templates(folder, _HERE / "templates")
         self.environment.filters["age"] = lambda at: duration(max(0.0, time.time() - at))
         self.environment.globals.update(
-            site=title, links=links, version=__version__, asks_name=asks_name
+            site=title, links=links, version=__version__, name_for=name_for
         )
 
     def html(self, request: Request, template: str, status: int = 200, **values: Any) -> Response:

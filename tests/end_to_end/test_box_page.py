@@ -1,4 +1,4 @@
-"""The page of a device in a real browser: pictures, labels and classes, and a run that uses them."""
+"""The page of a device in a real browser: pictures, labels, classes, and a run with the labels."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from fedclip_edge.agent.label_store import labels_in
 from fedclip_edge.vision.bundle import Bundle
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Page, ViewportSize
 
 pytestmark = pytest.mark.one_python
 MANY = 20_000
-PHONE = {"width": 390, "height": 844}
-WIDE = {"width": 1280, "height": 900}
+PHONE: ViewportSize = {"width": 390, "height": 844}
+WIDE: ViewportSize = {"width": 1280, "height": 900}
 
 
 @pytest.fixture(scope="module")
@@ -180,25 +180,13 @@ def test_without_scripts_check_boxes_and_buttons_do_it(
 
 @pytest.mark.parametrize("look", ["light", "dark", "phone"])
 def test_every_page_can_be_used_by_everybody(box: Opened, browser: Browser, look: str) -> None:
-    context = {
-        "viewport": PHONE if look == "phone" else WIDE,
-        "color_scheme": "dark" if look == "dark" else "light",
-    }
-    page = box.page(browser, **context)
+    shape = PHONE if look == "phone" else WIDE
+    page = box.page(browser, viewport=shape, color_scheme="dark" if look == "dark" else "light")
     picture = page.locator("#newest a").first.get_attribute("href")
-    for path in (
-        "/",
-        "/?show=unsure",
-        "/label",
-        "/label?tab=all",
-        "/label?tab=doubtful",
-        "/classes",
-        picture,
-    ):
+    lists = ("/label", "/label?tab=all", "/label?tab=doubtful")
+    for path in ("/", "/?show=unsure", *lists, "/classes", str(picture)):
         page.goto(f"{box.address}{path}")
-        assert (
-            page.evaluate("document.documentElement.scrollWidth") <= context["viewport"]["width"]
-        ), path
+        assert page.evaluate("document.documentElement.scrollWidth") <= shape["width"], path
         assert page_browser.violations(page) == [], path
 
 

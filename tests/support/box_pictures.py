@@ -7,10 +7,10 @@ import dataclasses
 import io
 import json
 import os
-import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import page_browser
@@ -26,6 +26,9 @@ from fedclip_edge.records import ClassTexts
 from fedclip_edge.storage.lock import lock_file
 from fedclip_edge.vision.bundle import Bundle, Golden, Manifest, write_bundle
 from fedclip_edge.vision.pictures import Preprocessing
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 _COLOURS = 128
 D = 64
@@ -56,8 +59,11 @@ def drawn(name: str, number: int) -> bytes:
     return file.getvalue()
 
 
-def save(png: bytes, name: str) -> None:
-    picture = Image.open(io.BytesIO(png)).convert("RGB").quantize(_COLOURS)
+def save(page: Page, name: str) -> None:
+    """Write what the browser shows, once every picture in sight is there."""
+    in_sight = "[...document.images].filter(i => i.getBoundingClientRect().top < innerHeight)"
+    wait_until(lambda: bool(page.evaluate(f"{in_sight}.every(i => i.complete)")), "the pictures")
+    picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB").quantize(_COLOURS)
     picture.save(ROOT / "docs" / name, optimize=True)
 
 
@@ -91,57 +97,20 @@ def main() -> None:
         ends.enter_context(running(command("page", scene.settings), stdout=file, stderr=file))
         wait_until(lambda: "page_served" in log.read_text(), "the page")
         browser = ends.enter_context(page_browser.browser())
-        address, token = (
-            f"http://127.0.0.1:{scene.port}",
-            (scene.state / "page.token").read_text().strip(),
-        )
-        out = Path(sys.argv[1]) if len(sys.argv) > 1 else None
-
-        def shot(page: object, name: str) -> None:
-            png = page.screenshot()  # type: ignore[attr-defined]
-            if out is None:
-                save(png, name)
-            else:
-                (out / name).write_bytes(png)
-
+        address = f"http://127.0.0.1:{scene.port}"
+        token = (scene.state / "page.token").read_text().strip()
         wide = browser.new_context(viewport={"width": 1280, "height": 900})
         page = page_browser.logged_in(wide, address, token)
-        page.wait_for_timeout(1500)
-        shot(page, "box-page.png")
+        save(page, "box-page.png")
         page.goto(f"{address}/label")
         page.wait_for_selector("#pictures img")
         page.locator("#pictures label").nth(1).click()
-        page.locator("#pictures label").nth(4).click(modifiers=["Shift"])
-        page.keyboard.press("3")
-        page.wait_for_timeout(1500)
-        shot(page, "box-page-label.png")
+        page.locator("#pictures label").nth(3).click(modifiers=["Shift"])
+        page.keyboard.press("1")
+        save(page, "box-page-label.png")
         phone = browser.new_context(viewport={"width": 390, "height": 844}, color_scheme="dark")
         page = page_browser.logged_in(phone, address, token)
-        page.wait_for_timeout(1500)
-        shot(page, "box-page-phone.png")
-        if out is not None:
-            page.goto(f"{address}/label?tab=all")
-            page.wait_for_timeout(1000)
-            shot(page, "phone-label.png")
-            page = wide.new_page()
-            page.goto(address)
-            page.locator("#newest a").first.click()
-            page.wait_for_timeout(1000)
-            shot(page, "one.png")
-            page.goto(f"{address}/classes")
-            page.wait_for_timeout(1000)
-            shot(page, "classes.png")
-            page.goto(f"{address}/label?tab=doubtful")
-            page.wait_for_timeout(1000)
-            shot(page, "doubtful.png")
-            page.goto(f"{address}/label?tab=all")
-            page.keyboard.press("a")
-            page.keyboard.press("1")
-            page.locator("#pictures input").first.focus()
-            page.keyboard.press("Enter")
-            page.get_by_text("120 pictures labelled").wait_for()
-            page.wait_for_timeout(1000)
-            shot(page, "done.png")
+        save(page, "box-page-phone.png")
 
 
 if __name__ == "__main__":

@@ -384,6 +384,11 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "page can be used, and tries again. Written once for each reason.",
             "Look at the network of the box and at the broker; `fedclip-edge doctor` helps.",
         ),
+        "labels_given": Event(
+            "Somebody gave so many `pictures` the class `label` on the device's page, took their "
+            "labels back, or confirmed them; `name` is what the person wrote at the login."
+        ),
+        "labels_undone": Event("Somebody undid the last `labels_given` on the device's page."),
         "state_not_written": Event(
             "The file `now.json` in `state_dir` cannot be written, so the box's page shows an old "
             "state. The agent goes on. Written once while it lasts.",
@@ -571,11 +576,6 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "Somebody tried to log in to the page with a wrong token.",
             "If you do not know the address, find out who can reach the page.",
         ),
-        "labels_given": Event(
-            "Somebody gave so many `pictures` the class `label` on the device's page, took their "
-            "labels back, or confirmed them; `name` is what the person wrote at the login."
-        ),
-        "labels_undone": Event("Somebody undid the last `labels_given` on the device's page."),
         "page_ended": Event(
             "The process of the page failed (`code`), or could not be started (`reason`); the program "
             "goes on. It is started again after 5 s at the earliest, if a browser asks for it, unless "
@@ -763,7 +763,9 @@ FIELDS: Mapping[str, str] = {
     "gda_solved.pictures": "Number of pictures in the sums, of both sides.",
     "personal_model_stopped.epoch": "Number of the epoch, from 1.",
     "phase": "Phase of the run: `gathering` or `open`.",
-    "pictures": "Number of withheld pictures.",
+    "pictures": "Number of pictures that are withheld; of `labels_given` and `labels_undone`, of those "
+    "whose label has changed.",
+    "label": "The class; `null` if labels were taken back, or if the pictures have several.",
     "picture": "File of the picture, or its folder.",
     "prior": "Scale of the class texts (tau).",
     "provider": "Provider of the encoder, such as `cpu`, or `openvino-bf16` in bf16.",

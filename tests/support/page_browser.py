@@ -52,8 +52,7 @@ def logged_in(context: BrowserContext, address: str, token: str, name: str = "an
     page.set_default_timeout(WAITS_MS)
     page.goto(address)
     page.fill("[name=token]", token)
-    if page.locator("[name=name]").count():  # the page of a box asks for none
-        page.fill("[name=name]", name)
+    page.fill("[name=name]", name)
     page.click("main button")
     page.wait_for_selector("#now")
     return page

@@ -48,7 +48,7 @@ def serve(config: AgentConfig, file: Path, given: socket.socket | None = None) -
 
 def application(config: AgentConfig, file: Path, token: str, pieces: Pieces) -> Starlette:
     """Make the page's application; raises ConfigError if `config` has no [page]."""
-    pages = Pages(_TEMPLATES, f"box {config.id}", _LINKS)
+    pages = Pages(_TEMPLATES, f"box {config.id}", _LINKS, name_for="log")
     source = Source(config, file)
     catalogue, labelling = Catalogue(config, source.bundle), Labelling(config.state_dir)
     health = Health(file, pages.environment)

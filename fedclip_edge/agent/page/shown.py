@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Filter:
-    """What a person asks for; empty texts ask for everything."""
+    """The wish of a person; empty texts ask for everything."""
 
     label: str = ""  # a class: by the label, otherwise by the answer
     show: str = ""  # a key of SHOW

@@ -36,7 +36,7 @@ def serve(config: FleetConfig, given: socket.socket | None = None) -> None:
 
 def application(config: FleetConfig, token: str, pieces: Pieces) -> Starlette:
     """Make the page's application; raises ConfigError if `config` has no [page]."""
-    pages = Pages(_TEMPLATES, f"fleet {config.fleet}", _LINKS, asks_name=True)
+    pages = Pages(_TEMPLATES, f"fleet {config.fleet}", _LINKS, name_for="journal")
     source = Source(config, FleetPieces(pages.environment), pieces)
     routes = [
         *FleetRoutes(source, pages).routes(),

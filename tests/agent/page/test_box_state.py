@@ -100,8 +100,8 @@ def test_a_text_from_outside_cannot_become_markup(box: BoxScene) -> None:
     assert piece.count("&lt;script&gt;") == 2
 
 
-def test_the_login_asks_for_the_token_alone(box: BoxScene) -> None:
+def test_the_login_asks_for_the_token_and_a_name_for_the_log(box: BoxScene) -> None:
     with box.opened(logs_in=False) as client:
         page = client.get("/login").text
     assert 'name="token"' in page
-    assert "journal" not in page
+    assert "Your name, for the log" in page

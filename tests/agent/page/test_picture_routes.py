@@ -101,7 +101,7 @@ def test_a_file_name_cannot_become_markup(client: TestClient, scene: FilledBox) 
 def test_the_live_piece_is_rendered_when_a_picture_came(scene: FilledBox) -> None:
     catalogue = Catalogue(scene.config, lambda: scene.bundle)
     folder = Path(__file__).parents[3] / "fedclip_edge" / "agent" / "page" / "templates"
-    piece = NewestPiece(catalogue, Pages(folder, "box", {}).environment)
+    piece = NewestPiece(catalogue, Pages(folder, "box", {}, name_for="log").environment)
     first = piece.render()
     assert shown(first["newest"])[0] == 89
     assert piece.render() is first
