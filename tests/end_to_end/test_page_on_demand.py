@@ -2,39 +2,18 @@
 
 from __future__ import annotations
 
-import http.cookiejar
 import signal
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pytest
 from brokers import StartMosquitto, free_port
+from page_client import PageClient
 from system import Site, commands, wait_until
 
 from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.vision.bundle import Bundle
 
 pytestmark = pytest.mark.one_python
-
-
-class Browser:
-    """A client that keeps its cookie and follows redirects."""
-
-    def __init__(self, address: str) -> None:
-        self._address = address
-        cookies = urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar())
-        self._opener = urllib.request.build_opener(cookies)
-
-    def get(self, path: str, form: bytes | None = None) -> str:
-        request = urllib.request.Request(  # noqa: S310 - an address of this machine
-            f"{self._address}{path}", form, {"Origin": self._address}
-        )
-        try:
-            with self._opener.open(request, timeout=60) as answer:
-                return str(answer.read().decode())
-        except urllib.error.HTTPError as error:
-            return error.read().decode()
 
 
 def test_a_box_that_waits_serves_its_page_when_somebody_asks(
@@ -62,10 +41,10 @@ def test_a_box_that_waits_serves_its_page_when_somebody_asks(
 
         wait_until(lambda: said("page_served"), "the page")
         assert of_page() == []
-        browser = Browser(f"http://127.0.0.1:{port}")
+        browser = PageClient(f"http://127.0.0.1:{port}")
         assert "The token is in a file" in browser.get("/login")
         assert len(of_page()) == 1
-        browser.get("/login", b"token=" + (folder / "state" / "page.token").read_bytes().strip())
+        browser.log_in(folder / "state" / "page.token")
         assert "Not connected" in browser.get("/health")
         wait_until(lambda: said("connection_awaited"), "the end of the first attempts")
         assert agent.poll() is None
