@@ -3,7 +3,8 @@
 It is made from cached features (agent/review.py), in a thread, when somebody asks for it.
 
 Laws:
-- A review is made at most once for the same labels, features and model, and one at a time.
+- A review is made once for the same labels, features and model, unless it fails, and one at a
+  time.
 - Until a new one is there, the one before is shown.
 - No picture is encoded: pictures without a feature are left out and counted.
 """
@@ -91,6 +92,7 @@ class ReviewMaker:
                 made = review_of(self._config, bundle, pictures)
         except FedclipError as error:
             made = replace(self._lists, is_making=False, trouble=f"{error}.")
+            self._made_from = None  # it is tried again when somebody asks
         except BaseException:
             self._lists = replace(self._lists, is_making=False, trouble=_FAILED)
             raise
