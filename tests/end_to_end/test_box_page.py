@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,9 @@ from filled_box import FilledBox
 from system import Site, command, run, running, wait_until, write_pictures
 
 from fedclip_edge.agent.label_store import labels_in
+from fedclip_edge.config.agent import load_agent
 from fedclip_edge.vision.bundle import Bundle
+from fedclip_edge.vision.datasets import side_of
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, ViewportSize
@@ -275,4 +278,11 @@ def test_a_run_trains_with_labels_that_were_given_a_moment_before(
     assert started.returncode == 0, started.stderr
     wait_until(lambda: len(heard("serve", "run_done")) == 2, "the second run")
     after = heard("cam-01", "features_ready")[-1]
-    assert after["train"] > before["train"] + 40  # six tenths of a hundred, by their hashes
+    shares = load_agent(agent).data
+    new = [side_of(one, shares) for one in labels_in(agent.parent / "state")]
+    assert len(new) == 100
+    assert after["train"] - before["train"] == new.count("train") > 40
+    assert after["test"] - before["test"] == new.count("test")
+    shown = json.loads(run("run", "show", "--config", fleet, "--json").stdout)
+    counts = shown["devices"]["cam-01"]["pictures"]  # as the device told the coordinator
+    assert (counts["train"], counts["test"]) == (after["train"], after["test"])

@@ -24,6 +24,7 @@ from fedclip_edge.agent.page.catalogue import Catalogue, Entry, Pictures, State,
 from fedclip_edge.agent.review import Review, Reviewed, make_review
 from fedclip_edge.config.agent import AgentConfig
 from fedclip_edge.errors import FedclipError
+from fedclip_edge.processes import heap
 from fedclip_edge.records import F32, normalized_name
 from fedclip_edge.vision.bundle import Bundle, key_of
 from fedclip_edge.vision.cache_state import cached_features
@@ -97,6 +98,7 @@ class ReviewMaker:
             self._lists = replace(self._lists, is_making=False, trouble=_FAILED)
             raise
         self._lists = replace(made, version=self._lists.version + 1)
+        heap.trim()
 
 
 def review_of(config: AgentConfig, bundle: Bundle, pictures: Pictures) -> Lists:
@@ -116,14 +118,13 @@ def review_of(config: AgentConfig, bundle: Bundle, pictures: Pictures) -> Lists:
     if rows:  # without, the file may be missing
         vectors, missing = cached_features(file, key_of(bundle, encoder), rows, dim)
     gone = set(missing)
+    if gone:
+        entries = [entry for entry in entries if entry.hash not in gone]
+        vectors = vectors[[rows[entry.hash] for entry in entries]]
+    count = sum(bool(entry.label) for entry in entries)
     labelled, unlabelled = (
-        _reviewed(
-            [one for one in entries if bool(one.label) == has_label and one.hash not in gone],
-            numbers,
-            rows,
-            vectors,
-        )
-        for has_label in (True, False)
+        _reviewed(entries[part], numbers, vectors[part])
+        for part in (slice(count), slice(count, None))
     )
     review = make_review(
         labelled,
@@ -133,13 +134,11 @@ def review_of(config: AgentConfig, bundle: Bundle, pictures: Pictures) -> Lists:
         most=MOST,
         least=config.min_per_class,
     )
-    return Lists(review, len(pictures.entries) - len(entries) + len(gone))
+    return Lists(review, len(pictures.entries) - len(entries))
 
 
-def _reviewed(
-    entries: Sequence[Entry], numbers: Mapping[str, int], rows: Mapping[str, int], vectors: F32
-) -> Reviewed:
-    """Put some of the entries together with their rows of `vectors` (N, D)."""
+def _reviewed(entries: Sequence[Entry], numbers: Mapping[str, int], vectors: F32) -> Reviewed:
+    """Put entries together with their features `vectors` (N, D)."""
     pictures = tuple(
         Picture(
             entry.path,
@@ -148,7 +147,7 @@ def _reviewed(
         )
         for entry in entries
     )
-    return Reviewed(pictures, vectors[[rows[entry.hash] for entry in entries]])
+    return Reviewed(pictures, vectors)
 
 
 _FAILED = "The review failed; the log of the page has the reason."
