@@ -385,10 +385,15 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "Look at the network of the box and at the broker; `fedclip-edge doctor` helps.",
         ),
         "labels_given": Event(
-            "Somebody gave so many `pictures` the class `label` on the device's page, took their "
-            "labels back, or confirmed them; `name` is what the person wrote at the login."
+            "Somebody gave so many `pictures` the class `label` on the device's page, or took their "
+            "labels back; `name` is what the person wrote at the login."
         ),
-        "labels_undone": Event("Somebody undid the last `labels_given` on the device's page."),
+        "labels_confirmed": Event(
+            "Somebody found the labels of so many `pictures` right, on the device's page."
+        ),
+        "labels_undone": Event(
+            "Somebody undid the last `labels_given` or `labels_confirmed` on the device's page."
+        ),
         "state_not_written": Event(
             "The file `now.json` in `state_dir` cannot be written, so the box's page shows an old "
             "state. The agent goes on. Written once while it lasts.",
@@ -763,9 +768,9 @@ FIELDS: Mapping[str, str] = {
     "gda_solved.pictures": "Number of pictures in the sums, of both sides.",
     "personal_model_stopped.epoch": "Number of the epoch, from 1.",
     "phase": "Phase of the run: `gathering` or `open`.",
-    "pictures": "Number of pictures that are withheld; of `labels_given` and `labels_undone`, of those "
-    "whose label has changed.",
-    "label": "The class; `null` if labels were taken back, or if the pictures have several.",
+    "pictures": "Number of pictures that are withheld; of `labels_given`, `labels_confirmed` and "
+    "`labels_undone`, of those that a person selected.",
+    "label": "The class; `null` if labels were taken back or confirmed.",
     "picture": "File of the picture, or its folder.",
     "prior": "Scale of the class texts (tau).",
     "provider": "Provider of the encoder, such as `cpu`, or `openvino-bf16` in bf16.",

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from fedclip_edge.agent.answering import answers_path
 from fedclip_edge.agent.features import CACHE, labels_for
 from fedclip_edge.agent.grouping import known_sides
-from fedclip_edge.agent.label_store import LABELS
+from fedclip_edge.agent.label_store import LABELS, confirmed_in
 from fedclip_edge.agent.page.answered import Answered, AnswersRead
 from fedclip_edge.agent.page.picture_map import Known, id_of
 from fedclip_edge.agent.rescan import INDEX
@@ -47,6 +47,7 @@ class Entry(NamedTuple):
     at: float  # Unix time of the answer, otherwise of the last change of the file
     label: str  # empty without one
     by: str  # the place that gave the label, in words
+    is_confirmed: bool  # a person has found this label right
     side: str  # train, validation or test; empty if the agent has not divided it yet
     has_feature: bool
     answer: Answered | None
@@ -157,7 +158,7 @@ class Catalogue:
 
     def _made(self, classes: tuple[str, ...]) -> Pictures:
         found = self._found
-        newest = self._answers.newest
+        newest, confirmed = self._answers.newest, confirmed_in(self._config.state_dir)
         entries: dict[str, Entry] = {}
         for picture in found.pictures:
             if picture.hash in entries:
@@ -171,6 +172,7 @@ class Catalogue:
                 found.came[picture.path] if answer is None else answer.at,
                 "" if label == UNLABELLED else classes[label],
                 found.labels.giver(picture.path, picture.hash),
+                label != UNLABELLED and confirmed.get(picture.hash) == classes[label],
                 found.sides.get(picture.hash, ""),
                 picture.hash in self._cached,
                 answer,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from fedclip_edge.agent.page.catalogue import PERSON, Entry, Pictures
+from fedclip_edge.agent.page.catalogue import Entry, Pictures
 from fedclip_edge.agent.page.lists import Lists
 from fedclip_edge.reporting.figures import percent
 
@@ -43,14 +43,11 @@ def _worth(pictures: Pictures, lists: Lists) -> Iterator[Choice]:
 
 
 def _doubtful(pictures: Pictures, lists: Lists) -> Iterator[Choice]:
-    """Yield the labels of the review that are as they were, and that no person gave here.
-
-    A person who confirms a label gives it, so it is not listed again.
-    """
+    """Yield the labels of the review that are as they were, and not confirmed since."""
     by_path = {entry.path: entry for entry in pictures.entries}
     for one in lists.review.looks_mislabelled if lists.review else ():
         entry = by_path.get(one.path)
-        if entry is not None and entry.label == one.label and entry.by != PERSON:
+        if entry is not None and entry.label == one.label and not entry.is_confirmed:
             why = f"{percent(one.likelier_probability)}, but the label is {one.label}"
             yield Choice(entry, one.likelier, why)
 

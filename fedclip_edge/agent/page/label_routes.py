@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
@@ -19,7 +19,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from fedclip_edge import log
-from fedclip_edge.agent.page.catalogue import Catalogue, Entry
+from fedclip_edge.agent.page.catalogue import Catalogue
 from fedclip_edge.agent.page.label_lists import FIRST, TABS
 from fedclip_edge.agent.page.labelling import Labelling
 from fedclip_edge.agent.page.lists import Lists, ReviewMaker
@@ -103,11 +103,17 @@ class LabelRoutes:
         entries = [found.by_id[one] for one in ids if one in found.by_id]
         if ids and not entries:
             raise ConfigError("the pictures are not on this device any more; reload the page")
-        label = (form.get("class") or form.get("typed", "")).strip()
-        labels = _labels(entries, form.get("action", ""), label)
         name = _name(request)
-        step = await asyncio.to_thread(self.labelling.give, labels, found.classes, name)
-        log.event("labels_given", pictures=len(step.before), label=step.label, name=name or None)
+        if form.get("action") == "keep":
+            right = {entry.hash: entry.label for entry in entries if entry.label}
+            step = await asyncio.to_thread(self.labelling.confirm, right, name)
+            log.event("labels_confirmed", pictures=len(step.before), name=name or None)
+        else:
+            label, pictures = _label(form), [entry.hash for entry in entries]
+            give = self.labelling.give
+            step = await asyncio.to_thread(give, pictures, label, found.classes, name)
+            count = len(step.before)
+            log.event("labels_given", pictures=count, label=step.label, name=name or None)
         await asyncio.to_thread(self.catalogue.refresh)
         self.live.expire()
         return _back(form)
@@ -135,14 +141,14 @@ async def lists_shown(review: ReviewMaker, live: LiveBox) -> Lists:
     return review.now  # not older than the piece
 
 
-def _labels(entries: Sequence[Entry], action: str, label: str) -> dict[str, str | None]:
-    if action == "keep":
-        return {entry.hash: entry.label for entry in entries if entry.label}
-    if action == "take":
-        return {entry.hash: None for entry in entries}
+def _label(form: Mapping[str, str]) -> str | None:
+    """Return the class that was chosen; None if labels are to be taken back."""
+    if form.get("action") == "take":
+        return None
+    label = (form.get("class") or form.get("typed", "")).strip()
     if not label:
         raise ConfigError("no class is chosen; choose one, or write its name")
-    return {entry.hash: label for entry in entries}
+    return label
 
 
 def _name(request: Request) -> str:

@@ -16,7 +16,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fedclip_edge.agent.label_store import labels_in, set_labels
+from fedclip_edge.agent.label_store import (
+    confirm_labels,
+    confirmed_in,
+    labels_in,
+    set_labels,
+)
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.records import normalized_name
 
@@ -28,9 +33,9 @@ class Step:
     """One change of labels."""
 
     id: str
-    label: str | None  # None if labels were taken back, or if the pictures have different ones
+    label: str | None  # None if labels were taken back or confirmed
     before: Mapping[str, str | None] = field(repr=False)  # the person's label by picture hash
-    is_taken: bool = False  # the labels were taken back
+    confirms: bool = False  # labels were confirmed, and `before` has what was confirmed before
     name: str = ""  # that the person wrote at the login
 
     @property
@@ -39,10 +44,10 @@ class Step:
         count = len(self.before)
         pictures = "1 picture" if count == 1 else f"{count} pictures"
         by = f" by {self.name}" if self.name else ""
-        if self.is_taken:
-            return f"The label of {pictures} taken back{by}"
+        if self.confirms:
+            return f"The label of {pictures} confirmed{by}"
         if self.label is None:
-            return f"The labels of {pictures} confirmed{by}"
+            return f"The label of {pictures} taken back{by}"
         return f"{pictures} labelled as {self.label}{by}"
 
 
@@ -60,31 +65,30 @@ class Labelling:
         return self._steps[-1] if self._steps else None
 
     def give(
-        self, labels: Mapping[str, str | None], classes: Sequence[str], name: str = ""
+        self, pictures: Sequence[str], label: str | None, classes: Sequence[str], name: str = ""
     ) -> Step:
-        """Give pictures their labels, by hash; None takes the person's label back.
+        """Give a label to pictures, by hash; None takes the person's labels back.
 
-        Raises ConfigError if there is no picture, or if a label is not one of `classes`; otherwise
-        the errors of `set_labels`.
+        Raises ConfigError if there is no picture, or if the label is not one of `classes`;
+        otherwise the errors of `set_labels`.
         """
-        if not labels:
-            raise ConfigError("no picture is selected; select at least one, then choose a class")
-        known = {normalized_name(one): one for one in classes}
-        wanted = {
-            picture: None if label is None else _known(label, known)
-            for picture, label in labels.items()
-        }
+        found = None if label is None else _known(label, classes)
         with self._lock:
             before = labels_in(self.state_dir)
-            set_labels(self.state_dir, wanted)
-            different = set(wanted.values())
-            step = Step(
-                secrets.token_hex(8),
-                different.pop() if len(different) == 1 else None,
-                {picture: before.get(picture) for picture in wanted},
-                is_taken=not any(wanted.values()),
-                name=name,
-            )
+            step = Step(secrets.token_hex(8), found, _part(before, pictures), name=name)
+            set_labels(self.state_dir, dict.fromkeys(pictures, found))
+            self._steps.append(step)
+            return step
+
+    def confirm(self, labels: Mapping[str, str], name: str = "") -> Step:
+        """Note that the labels that pictures have, by hash, are right.
+
+        Raises ConfigError if there is no picture; otherwise the errors of `confirm_labels`.
+        """
+        with self._lock:
+            before = _part(confirmed_in(self.state_dir), list(labels))
+            step = Step(secrets.token_hex(8), None, before, confirms=True, name=name)
+            confirm_labels(self.state_dir, labels)
             self._steps.append(step)
             return step
 
@@ -99,11 +103,21 @@ class Labelling:
                     "this step cannot be undone any more: another one followed, or the page was "
                     "started again; give the pictures their labels anew"
                 )
-            set_labels(self.state_dir, self._steps[-1].before)
+            last = self._steps[-1]
+            store = confirm_labels if last.confirms else set_labels
+            store(self.state_dir, last.before)
             return self._steps.pop()
 
 
-def _known(label: str, known: Mapping[str, str]) -> str:
+def _part(labels: Mapping[str, str], pictures: Sequence[str]) -> dict[str, str | None]:
+    """The labels of these pictures; raises ConfigError if there is none."""
+    if not pictures:
+        raise ConfigError("no picture is selected; select at least one, then choose a class")
+    return {picture: labels.get(picture) for picture in pictures}
+
+
+def _known(label: str, classes: Sequence[str]) -> str:
+    known = {normalized_name(one): one for one in classes}
     found = known.get(normalized_name(label.strip()))
     if found is None:
         raise ConfigError(

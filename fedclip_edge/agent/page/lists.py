@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fedclip_edge.agent.features import CACHE
-from fedclip_edge.agent.label_store import LABELS
+from fedclip_edge.agent.label_store import LABELS, confirmed_in
 from fedclip_edge.agent.model_in_use import FLEET, OWN, model_choice
 from fedclip_edge.agent.page.catalogue import Catalogue, Entry, Pictures, State, file_states
 from fedclip_edge.agent.review import Review, Reviewed, make_review
@@ -133,6 +133,7 @@ def review_of(config: AgentConfig, bundle: Bundle, pictures: Pictures) -> Lists:
         model_choice(config, bundle).current,
         most=MOST,
         least=config.min_per_class,
+        confirmed=confirmed_in(config.state_dir),
     )
     return Lists(review, len(pictures.entries) - len(entries))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from filled_box import FilledBox
 
-from fedclip_edge.agent.label_store import set_labels
+from fedclip_edge.agent.label_store import confirm_labels, set_labels
 from fedclip_edge.agent.page import catalogue as catalogue_module
 from fedclip_edge.agent.page.catalogue import PERSON, Catalogue, Entry
 from fedclip_edge.vision import picture_bytes
@@ -76,6 +76,9 @@ def test_what_has_changed_is_read_and_nothing_else(
     assert (second.entries[0].label, second.entries[0].by) == ("circle", PERSON)
     assert (second.entries[1].label, second.entries[1].by) == ("", "")
     assert second.entries[2:] == first.entries[2:]
+    assert not second.entries[0].is_confirmed
+    confirm_labels(scene.state, {one.hash: "circle", two.hash: "circle"})
+    assert [entry.is_confirmed for entry in catalogue.refresh().entries[:3]] == [True, False, False]
     assert len(searches) == 1
     scene.add([21, 22])
     assert numbers(catalogue.refresh().entries)[:3] == [22, 21, 20]

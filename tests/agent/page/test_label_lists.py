@@ -4,15 +4,17 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fedclip_edge.agent.page.answered import Answered
-from fedclip_edge.agent.page.catalogue import PERSON, Entry, Pictures
+from fedclip_edge.agent.page.catalogue import Entry, Pictures
 from fedclip_edge.agent.page.label_lists import TABS
 from fedclip_edge.agent.page.lists import Lists
 from fedclip_edge.agent.review import Doubtful, Review, ToLabel
 
 
-def entry(name: str, label: str = "", by: str = "the manifest") -> Entry:
+def entry(name: str, label: str = "", *, confirmed: bool = False) -> Entry:
     answer = Answered(0.0, (("cat", 0.75), ("dog", 0.25)), name == "strange", "fleet", "run-1")
-    return Entry(name, name, Path(name), 0.0, label, by, "train", True, answer)
+    return Entry(
+        name, name, Path(name), 0.0, label, "the manifest", confirmed, "train", True, answer
+    )
 
 
 def listed(tab: str, entries: Iterable[Entry], review: Review | None) -> list[tuple[str, str, str]]:
@@ -45,10 +47,10 @@ def test_the_order_and_the_reasons_are_those_of_the_review() -> None:
     assert listed("worth", entries, None) == []
 
 
-def test_a_doubtful_label_is_listed_while_it_is_as_it_was_and_no_person_gave_it() -> None:
+def test_a_doubtful_label_is_listed_while_it_is_as_it_was_and_not_confirmed() -> None:
     doubtful = tuple(Doubtful(Path(name), "cat", 0.001, "dog", 0.9) for name in "abcd")
     review = Review((), doubtful, (), 0, 4)
-    entries = [entry("a", "cat"), entry("b", "dog"), entry("c"), entry("d", "cat", PERSON)]
+    entries = [entry("a", "cat"), entry("b", "dog"), entry("c"), entry("d", "cat", confirmed=True)]
     assert listed("doubtful", entries, review) == [("a", "dog", "90.0 %, but the label is cat")]
 
 

@@ -103,20 +103,24 @@ def test_pictures_without_a_feature_are_left_out_and_counted(scene: FilledBox) -
     assert (found.without_feature, found.trouble) == (62, "")
 
 
-def test_an_error_is_said_and_the_next_state_is_tried(
+def test_an_error_is_said_and_it_is_tried_again(
     scene: FilledBox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    _, review = maker(scene)
     with monkeypatch.context() as patched:
 
         def fails(*_: object, **__: object) -> None:
             raise DataError("the cache is damaged")
 
         patched.setattr(lists_module, "make_review", fails)
-        catalogue, review = maker(scene)
-        assert made(review).trouble == "the cache is damaged."
-    set_labels(scene.state, {catalogue.refresh().entries[0].hash: "circle"})
-    catalogue.refresh()
-    assert made(review).trouble == ""
+        review.lists()
+        review.wait(LONG_S)
+        assert review.now.trouble == "the cache is damaged."
+        assert not review.now.is_making
+    review.lists()
+    review.wait(LONG_S)
+    assert review.now.trouble == ""
+    assert review.now.review is not None
 
 
 def test_without_a_bundle_the_reason_is_said(scene: FilledBox) -> None:

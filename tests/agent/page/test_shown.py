@@ -15,7 +15,7 @@ def entry(
     names = ("cat", "dog")
     likeliest = tuple(zip(names, shares, strict=False))
     answer = Answered(0.0, likeliest, unknown, "fleet", "run-1") if shares else None
-    return Entry("0" * 20, "0" * 64, Path("a.jpg"), 0.0, label, "", "", True, answer)
+    return Entry("0" * 20, "0" * 64, Path("a.jpg"), 0.0, label, "", False, "", True, answer)
 
 
 @pytest.mark.parametrize(
