@@ -56,6 +56,13 @@ def test_nothing_is_sent_but_pictures_of_the_index(box: BoxScene, client: TestCl
     assert client.get(f"/pictures/{picture}.jpg?size=xl").status_code == 404
 
 
+def test_a_picture_that_came_later_is_found(box: BoxScene, client: TestClient) -> None:
+    box.add_picture("a.jpg")
+    assert client.get(f"/pictures/{'0' * 20}.jpg").status_code == 404
+    picture = box.add_picture("b.jpg")
+    assert client.get(f"/pictures/{picture}.jpg").status_code == 200
+
+
 def test_without_a_session_there_is_no_picture(box: BoxScene) -> None:
     picture = box.add_picture("a.jpg")
     with box.opened(logs_in=False) as stranger:
