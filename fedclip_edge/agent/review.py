@@ -104,7 +104,9 @@ def make_review(
     """Review a device's pictures; the labels are those of `classes`.
 
     Lists of pictures have at most `most` entries. A class with fewer than `least` pictures has too
-    few. `confirmed` has labels that a person found right, by picture hash. Raises ConfigError for a model of an unknown method.
+    few. `confirmed` has labels that a person found right, by picture hash.
+
+    Raises ConfigError for a model of an unknown method.
     """
     labels = np.array([picture.label for picture in labelled.pictures], np.int64)
     features = Features(labelled.vectors, labels, "")

@@ -77,8 +77,10 @@ def test_what_has_changed_is_read_and_nothing_else(
     assert (second.entries[1].label, second.entries[1].by) == ("", "")
     assert second.entries[2:] == first.entries[2:]
     assert not second.entries[0].is_confirmed
-    confirm_labels(scene.state, {one.hash: "circle", two.hash: "circle"})
-    assert [entry.is_confirmed for entry in catalogue.refresh().entries[:3]] == [True, False, False]
+    other = first.entries[-1]  # a circle
+    confirm_labels(scene.state, {one.hash: "circle", two.hash: "circle", other.hash: "square"})
+    confirmed = [entry for entry in catalogue.refresh().entries if entry.is_confirmed]
+    assert [entry.hash for entry in confirmed] == [one.hash]
     assert len(searches) == 1
     scene.add([21, 22])
     assert numbers(catalogue.refresh().entries)[:3] == [22, 21, 20]

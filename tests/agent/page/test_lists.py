@@ -10,7 +10,7 @@ from filled_box import FilledBox
 from system import wait_until
 
 from fedclip_edge.agent import review_files
-from fedclip_edge.agent.label_store import set_labels
+from fedclip_edge.agent.label_store import confirm_labels, set_labels
 from fedclip_edge.agent.page import lists as lists_module
 from fedclip_edge.agent.page.catalogue import Catalogue
 from fedclip_edge.agent.page.lists import Lists, ReviewMaker
@@ -121,6 +121,22 @@ def test_an_error_is_said_and_it_is_tried_again(
     review.wait(LONG_S)
     assert review.now.trouble == ""
     assert review.now.review is not None
+
+
+def test_a_confirmed_label_is_in_no_review(scene: FilledBox) -> None:
+    wrong = scene.folder / "pictures" / "square" / "img-00900.jpg"
+    wrong.write_bytes(scene.path(0).read_bytes() + b"copy")
+    (picture,) = scene.learn([wrong])
+    scene.give_feature(picture, 3)  # that of a circle
+    found = made(maker(scene)[1]).review
+    assert found is not None
+    assert [one.path for one in found.looks_mislabelled] == [wrong]
+    confirm_labels(scene.state, {picture: "square"})
+    found = made(maker(scene)[1]).review
+    assert found is not None
+    assert found.looks_mislabelled == ()
+    expected, _ = review_files.review_device(scene.config, scene.bundle, lists_module.MOST)
+    assert expected.looks_mislabelled == ()
 
 
 def test_without_a_bundle_the_reason_is_said(scene: FilledBox) -> None:
