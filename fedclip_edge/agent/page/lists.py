@@ -70,7 +70,8 @@ class ReviewMaker:
             if made_from != self._made_from and not self._lists.is_making:
                 self._made_from = made_from
                 self._lists = replace(self._lists, is_making=True)
-                self._thread = threading.Thread(target=self._make, name="review", daemon=True)
+                # The process waits for it: one that is torn down inside numpy would abort.
+                self._thread = threading.Thread(target=self._make, name="review")
                 self._thread.start()
             return self._lists
 
