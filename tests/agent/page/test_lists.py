@@ -64,6 +64,8 @@ def test_it_is_made_once_for_each_state_and_the_old_one_is_shown_meanwhile(
     assert review.lists().is_making
     assert review.lists() == Lists(is_making=True)
     wait_until(lambda: bool(calls), "the review")
+    (thread,) = (one for one in threading.enumerate() if one.name == "review")
+    assert not thread.daemon  # a process that ends waits for it
     set_labels(scene.state, {catalogue.refresh().entries[1].hash: "circle"})
     assert review.lists().is_making  # one at a time
     may_go_on.set()
