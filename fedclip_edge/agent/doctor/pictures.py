@@ -46,7 +46,7 @@ class Pictures:
     def bundle(self) -> Bundle | None:
         """The bundle in use; None if there is none yet. Raises BundleError."""
         config = self._config
-        return BundleStore(fetched_folder(config.state_dir), config.bundle).open()
+        return BundleStore(fetched_folder(config.state_dir), config.bundle).read()
 
     @cached_property
     def _index(self) -> PictureIndex:

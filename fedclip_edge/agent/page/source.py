@@ -17,7 +17,7 @@ from fedclip_edge.agent.page.picture_map import PictureMap
 from fedclip_edge.agent.rescan import INDEX
 from fedclip_edge.config.agent import AgentConfig
 from fedclip_edge.storage.lock import is_locked
-from fedclip_edge.vision.bundle import Bundle, read_bundle
+from fedclip_edge.vision.bundle import Bundle
 
 
 @dataclass(eq=False)
@@ -49,6 +49,7 @@ class Source:
                 return None
             key = folder, store.changed_at()
             if self._bundle is None or self._bundle[0] != key:
-                # Not with `store.open`, which gives up a damaged bundle: that is for the agent.
-                self._bundle = key, read_bundle(folder, reads_encoder=False)
+                found = store.read(reads_encoder=False)
+                assert found is not None
+                self._bundle = key, found
             return self._bundle[1]
