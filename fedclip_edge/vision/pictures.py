@@ -169,9 +169,9 @@ def _pixels(data: bytes, preprocessing: Preprocessing, fast: bool) -> U8:
 def opened(data: bytes) -> Iterator[Image]:
     """Open a picture file's bytes; no pixel is decoded yet.
 
-    Take its pixels from a PixelBudget before they are decoded. Raises DataError with only the reason if
-    it is no picture, or has too many pixels or 16- or 32-bit values. Other errors of Pillow, also
-    those in the block, pass through.
+    Take its pixels from a PixelBudget before they are decoded. Raises DataError with only the
+    reason if it is no picture, or has too many pixels or 16- or 32-bit values. Other errors of
+    Pillow, also those in the block, pass through.
     """
     pillow = _pillow()
     try:
