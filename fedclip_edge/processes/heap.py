@@ -12,6 +12,9 @@ import gc
 import sys
 from collections.abc import Callable
 
+_MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
+_LARGE_BYTES = 1 << 20
+
 
 def trim() -> None:
     """Give freed memory back; without glibc, only collect garbage."""
@@ -19,6 +22,18 @@ def trim() -> None:
     function = _malloc_trim()
     if function is not None:
         function(0)
+
+
+def free_large_at_once() -> None:
+    """Let each large block go back when it is freed; without glibc, do nothing.
+
+    After the first large block, glibc keeps others of that size in the heap of their thread.
+    """
+    if sys.platform != "linux":
+        return
+    function = getattr(ctypes.CDLL(None), "mallopt", None)
+    if function is not None:
+        function(_MMAP_THRESHOLD, _LARGE_BYTES)
 
 
 @functools.cache

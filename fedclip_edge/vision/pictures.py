@@ -160,7 +160,7 @@ def _pixels(data: bytes, preprocessing: Preprocessing, fast: bool) -> U8:
         _check_size(scaled, "scaled for the encoder it would have")
         if fast:  # only JPEG has lower resolutions; draft() leaves other formats as they are
             picture.draft(None, (_SHARP * scaled[0], _SHARP * scaled[1]))
-        with DECODING.of(picture.width * picture.height):
+        with _DECODING.of(picture.width * picture.height):
             fit = _fit_part if fast else _fit
             return np.asarray(fit(as_rgb(picture), scaled, preprocessing))
 
@@ -169,9 +169,9 @@ def _pixels(data: bytes, preprocessing: Preprocessing, fast: bool) -> U8:
 def opened(data: bytes) -> Iterator[Image]:
     """Open a picture file's bytes; no pixel is decoded yet.
 
-    Take its pixels from DECODING before they are decoded. Raises DataError with only the reason if
-    it is no picture, or has too many pixels or 16- or 32-bit values. Other errors of Pillow, also
-    those in the block, pass through.
+    Take its pixels from a PixelBudget before they are decoded. Raises DataError with only the
+    reason if it is no picture, or has too many pixels or 16- or 32-bit values. Other errors of
+    Pillow, also those in the block, pass through.
     """
     pillow = _pillow()
     try:
@@ -246,8 +246,7 @@ def _check_size(size: tuple[int, int], what: str) -> None:
         raise DataError(f"{what} {width} x {height} pixels, more than the limit of {MAX_PIXELS}")
 
 
-# The pixels that are decoded at the same time.
-DECODING = PixelBudget(MAX_PIXELS)
+_DECODING = PixelBudget(MAX_PIXELS)
 
 
 @cache

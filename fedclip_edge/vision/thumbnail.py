@@ -5,8 +5,12 @@ from __future__ import annotations
 import io
 
 from fedclip_edge.errors import DataError
-from fedclip_edge.vision.pictures import DECODING, as_rgb, opened
+from fedclip_edge.vision.pictures import as_rgb, opened
+from fedclip_edge.vision.pixel_budget import PixelBudget
 
+# At the same time, in 100 MB: this process runs beside an encoder. A larger picture waits until it
+# is alone.
+_PIXELS = PixelBudget(25_000_000)
 _QUALITY = 82  # of JPEG: no visible faults in a small picture
 _ORIENTATION = 0x0112  # EXIF tag
 # By the value of the tag, the names of Pillow's operations that turn the picture upright.
@@ -40,10 +44,10 @@ def _made(data: bytes, side_px: int) -> bytes:
     from PIL import Image
 
     with opened(data) as picture:
-        turn = _UPRIGHT.get(picture.getexif().get(_ORIENTATION, 1))
         picture.draft(None, (2 * side_px, 2 * side_px))  # only for JPEG: a lower resolution
-        with DECODING.of(picture.width * picture.height):
+        with _PIXELS.of(picture.width * picture.height):
             small = as_rgb(picture)
+            turn = _UPRIGHT.get(picture.getexif().get(_ORIENTATION, 1))  # this decodes a PNG
             small.thumbnail((side_px, side_px), reducing_gap=2.0)
         if turn is not None:
             small = small.transpose(Image.Transpose[turn])

@@ -290,7 +290,7 @@ def test_fast_decodes_fewer_pixels_of_a_jpeg(monkeypatch: pytest.MonkeyPatch) ->
             with super().of(pixels):
                 yield
 
-    monkeypatch.setattr(pictures, "DECODING", Counting(pictures.MAX_PIXELS))
+    monkeypatch.setattr(pictures, "_DECODING", Counting(pictures.MAX_PIXELS))
     data = encoded(scene(1600, 1200), "JPEG")
     for side in (75, 76, 120, 300, 601):
         decode(data, Preprocessing(side, "shortest", side, "bicubic", MEAN, STD), fast=True)
@@ -317,7 +317,7 @@ def test_fast_gives_no_half_picture(cut: int) -> None:
 def test_threads_decode_no_more_pixels_together_than_one_picture_may_have(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(pictures, "DECODING", PixelBudget(100 * 100))
+    monkeypatch.setattr(pictures, "_DECODING", PixelBudget(100 * 100))
     data = [encoded(drawn(90 + i, 95)) for i in range(8)]  # each nearly all of the budget
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda one: decode(one, P32), data, timeout=DEADLINE_S))

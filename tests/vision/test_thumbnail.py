@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from fedclip_edge.errors import DataError
 from fedclip_edge.vision import pictures
+from fedclip_edge.vision import thumbnail as making
+from fedclip_edge.vision.pixel_budget import PixelBudget
 from fedclip_edge.vision.thumbnail import thumbnail
 
 _ORIENTATION, _GPS = 0x0112, 0x8825
@@ -91,3 +95,28 @@ def test_what_is_no_picture_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pictures, "MAX_PIXELS", 400 * 300 - 1)
     with pytest.raises(DataError, match="more than the limit"):
         thumbnail(whole, 256)
+
+
+class Counting(PixelBudget):
+    """A budget that notes what is taken."""
+
+    def __init__(self) -> None:
+        super().__init__(10**9)
+        self.taken: list[int] = []
+
+    @contextmanager
+    def of(self, pixels: int) -> Iterator[None]:
+        self.taken.append(pixels)
+        with super().of(pixels):
+            yield
+
+
+def test_its_pixels_are_taken_from_a_budget_and_a_large_jpeg_has_few(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    budget = Counting()
+    monkeypatch.setattr(making, "_PIXELS", budget)
+    large = Image.new("RGB", (1600, 1200))
+    thumbnail(encoded(large, "PNG"), 64)
+    thumbnail(encoded(large), 64)
+    assert budget.taken == [1600 * 1200, 200 * 150]

@@ -24,6 +24,7 @@ from fedclip_edge.agent.page.source import Source
 from fedclip_edge.agent.page.thumbnails import ThumbnailRoutes
 from fedclip_edge.config.agent import AgentConfig
 from fedclip_edge.config.page import needed
+from fedclip_edge.processes import heap
 from fedclip_edge.web.app import Pages, page_app
 from fedclip_edge.web.live import Pieces
 from fedclip_edge.web.serving import serve_page
@@ -40,6 +41,7 @@ def serve(config: AgentConfig, file: Path, given: socket.socket | None = None) -
     address, the certificate or the token file cannot be used; ModuleNotFoundError if starlette,
     uvicorn or jinja2 are not installed.
     """
+    heap.free_large_at_once()  # a picture may have 300 MB when it is decoded
     settings, pieces = needed(config.page), Pieces()
     config.state_dir.mkdir(parents=True, exist_ok=True)  # of the token, before the agent's start
     app = application(config, file, read_token(config.page_token), pieces)
