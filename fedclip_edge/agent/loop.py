@@ -65,8 +65,7 @@ def loop(
         duties()
         if backlog is not None and not worked and not session.paused:
             worked = backlog.look(time.monotonic())
-        if SYSTEMD.listens:
-            SYSTEMD.status(_status(session))
+        SYSTEMD.status(_status(session))
         if session.finished:
             log.event("run_done", refused_messages=session.refused_messages)
             if once:

@@ -13,6 +13,7 @@ from typing import Literal
 from fedclip_edge.config.answers import AnswersConfig
 from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.config.limits import Limits
+from fedclip_edge.config.page import PageSettings
 from fedclip_edge.config.reading import load, require
 from fedclip_edge.records import COORDINATOR, Role, check_domain, check_id, check_sha256
 
@@ -134,6 +135,12 @@ class AgentConfig:
     encoder: EncoderConfig = field(default_factory=EncoderConfig)  # how the encoder runs here
     answers: AnswersConfig = field(default_factory=AnswersConfig)  # about new pictures
     limits: Limits = field(default_factory=Limits)  # of what the agent takes from its box
+    page: PageSettings | None = None  # the box's web page; without it none is served
+
+    @property
+    def page_token(self) -> Path:
+        """The file with the token that opens the page."""
+        return self.state_dir / "page.token"
 
     def __post_init__(self) -> None:
         check_id(self.fleet, "fleet")

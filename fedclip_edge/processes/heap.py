@@ -17,24 +17,26 @@ _MMAP_THRESHOLD, _ARENA_MAX = -3, -8
 _LARGE_BYTES = 128 * 1024
 
 
-def keep_small() -> None:
-    """Let large blocks go back as soon as they are freed; without glibc, do nothing.
-
-    By default, glibc raises the size from which it does so to that of the largest block that was
-    ever freed, and each thread has a heap of its own.
-    """
-    if sys.platform == "linux" and _malloc_trim() is not None:
-        set_parameter = ctypes.CDLL(None).mallopt
-        set_parameter(_MMAP_THRESHOLD, _LARGE_BYTES)
-        set_parameter(_ARENA_MAX, 1)
-
-
 def trim() -> None:
     """Give freed memory back; without glibc, only collect garbage."""
     gc.collect()
     function = _malloc_trim()
     if function is not None:
         function(0)
+
+
+def free_large_at_once() -> None:
+    """Let each large block go back when it is freed; without glibc, do nothing.
+
+    After the first large block, glibc keeps others of that size in the heap of their thread. All
+    threads share one heap from now on.
+    """
+    if sys.platform != "linux":
+        return
+    function = getattr(ctypes.CDLL(None), "mallopt", None)
+    if function is not None:
+        function(_MMAP_THRESHOLD, _LARGE_BYTES)
+        function(_ARENA_MAX, 1)
 
 
 @functools.cache

@@ -61,6 +61,11 @@ class Systemd:
         """True if systemd started this process, and reads its messages."""
         return self._socket is not None
 
+    @property
+    def text(self) -> str:
+        """The last words of `status`, also if nobody listens."""
+        return self._status
+
     def ready(self) -> None:
         """Say that the service has started; the watchdog begins."""
         self._alive_at = time.monotonic()

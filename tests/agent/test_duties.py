@@ -26,7 +26,8 @@ def duties(scene: Scene, tmp_path: Path) -> Iterator[Duties]:
     """The duties of a device that has begun to train."""
     pause = Pause(Limits, tmp_path)
     lock = lock_state_dir(tmp_path)
-    made = Duties(Expiry(None, ""), None, Settings(scene.config), pause, lock, scene.session)
+    made = Duties(Expiry(None, ""), None, Settings(scene.config), pause, lock)
+    made.session = scene.session
     scene.flow()
     scene.say(manifest())
     scene.flow()

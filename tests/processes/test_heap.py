@@ -30,7 +30,7 @@ freed(heap.trim)
 """
 # By default, glibc keeps all of these: one was larger, and the small ones behind each stay.
 _LARGE = """
-heap.keep_small()
+heap.free_large_at_once()
 del (largest := [np.ones(20_000_000, np.uint8)])[:]
 blocks = [(np.ones(1_000_000, np.uint8), np.ones(8000, np.uint8)) for _ in range(50)]
 freed(lambda: blocks.__setitem__(slice(None), [small for _, small in blocks]))
@@ -51,10 +51,10 @@ def test_freed_memory_goes_back() -> None:
 @glibc_only
 def test_large_blocks_go_back_at_once() -> None:
     assert freed_by(_LARGE) > 40e6
-    assert freed_by(_LARGE.replace("heap.keep_small()", "")) < 10e6  # so it is keep_small
+    assert freed_by(_LARGE.replace("heap.free_large_at_once()", "")) < 10e6  # else kept
 
 
 def test_another_c_library_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heap, "_malloc_trim", lambda: None)
     heap.trim()
-    heap.keep_small()
+    heap.free_large_at_once()

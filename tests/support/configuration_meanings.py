@@ -322,8 +322,9 @@ TABLES: Mapping[str, str] = {
     "Without this table there is no such device.",
     "metrics": "The coordinator's metrics for Prometheus; see "
     "[Monitoring](../how-to/monitoring.md). Without this table there are none.",
-    "page": "The fleet's web page; see [A page for the fleet](../how-to/fleet-page.md). Without this "
-    "table there is none.",
+    "page": "The web page of the fleet, or of the box; see [A page for the fleet]"
+    "(../how-to/fleet-page.md) and [A page for the box](../how-to/box-page.md). Without this table "
+    "there is none.",
     "data": "The pictures of this device.",
     "inbox": "Pictures that nobody has labelled yet. Without this table there are none but those that "
     "lie in the folder of `[data]` without a label.",

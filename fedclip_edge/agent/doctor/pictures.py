@@ -55,7 +55,7 @@ class Pictures:
         """The bundle, or why it cannot be used; it takes seconds to find out."""
         config = self._config
         try:
-            return BundleStore(fetched_folder(config.state_dir), config.bundle).open()
+            return BundleStore(fetched_folder(config.state_dir), config.bundle).read()
         except BundleError as error:
             return error
 
