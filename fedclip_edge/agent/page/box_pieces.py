@@ -55,7 +55,7 @@ def _headline(now: Now | None, *, runs: bool) -> tuple[str, str, str]:
     if now.to_encode is not None:
         return "well", "Encodes its pictures", f"{now.encoded} of {now.to_encode} done"
     if not now.is_connected:
-        return "warning", "Not connected", now.doing
+        return "warning", "Not connected", now.doing or "it starts, and reads its pictures"
     if now.left_out:
         return "warning", "Takes no part in the run", now.left_out
     if not now.has_coordinator:

@@ -63,6 +63,7 @@ def test_it_names_the_run_the_model_and_accuracies_beside_zero_shot(box: BoxScen
     ({"working": ["trainer"]}, "run-1: trains or evaluates, round 3", "well"),
     ({"paused": "the box has 90 degrees"}, 'Pauses</span> <span class="why">the box has 90', "warning"),
     ({"is_connected": False, "doing": "no link to the broker"}, "Not connected", "warning"),
+    ({"is_connected": False}, "it starts, and reads its pictures", "warning"),
     ({"left_out": "another encoder"}, "Takes no part in the run", "warning"),
     ({"has_coordinator": False}, "the coordinator does not answer", "warning"),
     ({"encoded": 20, "to_encode": 80, "is_connected": False}, "20 of 80 done", "well"),
