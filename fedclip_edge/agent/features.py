@@ -60,6 +60,7 @@ class DevicePictures:
     found: tuple[Picture, ...] = ()  # of all sides, as they were found in the folder
     unlabelled: tuple[Picture, ...] = ()  # with and without features
     unused: tuple[Skipped, ...] = ()  # labels, files and folders that do not count
+    is_whole: bool = True  # False if files vanished before they were encoded, as with their folder
 
     def labels(self, side: str) -> I64:
         """The labels, int64 (N,), of "train", "validation" or "test"."""
@@ -110,7 +111,8 @@ def prepare_pictures(
 
     With `index`, a file that has not changed is not read. If the folder still has the pictures of
     `before`, that is returned; if only the unlabelled ones, or what does not count, are others, it
-    is returned with these, and what is new among the latter is logged.
+    is returned with these, and what is new among the latter is logged. What vanished for `before`
+    is tried again.
 
     `progress` is called after each batch with two counts of distinct pictures: those with features
     so far, and all. While files are read, `meanwhile` is called several times a second. Raises
@@ -121,7 +123,7 @@ def prepare_pictures(
     labels = labels_for(config, bundle.classes.names)
     dataset = read_device(labels, inbox, _InTurns(index, meanwhile).hash_of)
     index.save()
-    if before is not None and dataset.pictures == before.found:
+    if before is not None and before.is_whole and dataset.pictures == before.found:
         return _with_others(before, dataset)
     its_split = split(dataset, config.data, groups_of(config.data, dataset, index))
     wanted = Sides(
@@ -141,7 +143,7 @@ def prepare_pictures(
             for side in (wanted.train, wanted.validation, wanted.test)
         )
     )
-    broken = (picture for picture in _all(wanted) if picture.hash in made.skipped)
+    broken = [picture for picture in _all(wanted) if picture.hash in made.skipped]
     left_out = dataset.left_out + LeftOut(
         skipped=tuple(Skipped(picture.path, made.skipped[picture.hash]) for picture in broken)
     )
@@ -168,6 +170,7 @@ def prepare_pictures(
         found=dataset.pictures,
         unlabelled=dataset.unlabelled,
         unused=dataset.left_out.unused,
+        is_whole=all(picture.path.exists() for picture in broken),
     )
 
 

@@ -8,7 +8,7 @@ Laws:
 
 - `changes` does not wait for a picture (`unread_files.py`).
 - Pictures that exist when the agent starts for the first time are not new. At later starts, those
-  that came since the last time are.
+  that are not `settled` yet are.
 - A picture whose file may only have been renamed is not removed: its new file may be unread yet.
 - Of a folder that is away (`folder_guard.py`), nothing is removed.
 """
@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -45,6 +45,7 @@ class Changes:
 
     new: tuple[Picture, ...] = ()  # one for each hash, without a label: their answers need none
     removed: tuple[str, ...] = ()  # hashes
+    old: tuple[str, ...] = ()  # hashes that are not new, because they were there at the first start
 
 
 def _keep_all(_hashes: Sequence[str]) -> None:
@@ -55,15 +56,17 @@ def _keep_all(_hashes: Sequence[str]) -> None:
 class FolderWatch:
     """The pictures below `folder`, and below `inbox` if there is one.
 
-    `classes` are the labels by class name, as `labels_of` returns them. `forget` is called with the
-    hashes of removed pictures before `changes` returns them. Use it in a `with` block, and enter
-    that when the index is open and before the index is used.
+    `classes` are the labels by class name, as `labels_of` returns them. `settled` are the hashes of
+    pictures that are not new; None if this is the first start. `forget` is called with the hashes
+    of removed pictures before `changes` returns them. Use it in a `with` block, and enter that when
+    the index is open and before the index is used.
     """
 
     folder: Path
     inbox: Path | None
     index: PictureIndex
     classes: Mapping[str, int] = field(default_factory=dict)
+    settled: Collection[str] | None = None
     forget: Callable[[Sequence[str]], None] = _keep_all
     events: FileEvents = field(init=False)
     upkeep: IndexUpkeep = field(init=False)
@@ -71,8 +74,9 @@ class FolderWatch:
     _pictures: KnownPictures = field(default_factory=KnownPictures)
     _guards: tuple[FolderGuard, ...] = ()
     _new: list[Picture] = field(default_factory=list)
+    _old: list[str] = field(default_factory=list)
     _old_names: set[str] = field(default_factory=set)  # files that were there at the first start
-    _is_first: bool = True  # this is the first start, and no search was made yet
+    _is_first: bool = False  # this is the first start, and no search was made yet
     _look_at: float = -1.0
     _search_at: float = -1.0
     _has_searched: bool = False
@@ -99,9 +103,9 @@ class FolderWatch:
             FolderGuard(folder, folder == self.inbox, functools.partial(self._below, folder))
             for folder in self.folders
         )
-        known = self.index.hashes()
-        self._is_first = not known
-        self._pictures.begin(known, time.monotonic())
+        self._is_first = self.settled is None
+        self._pictures.begin(self.settled or (), self.index.hashes(), time.monotonic())
+        self.settled = ()  # it takes memory
         self.upkeep.begin(time.monotonic())
         self.events.start()
         return self
@@ -116,12 +120,15 @@ class FolderWatch:
 
     def is_away(self) -> bool:
         """Look at the folders; True if one of them is away."""
-        were_away = [guard.is_away for guard in self._guards]
         away = [guard.look() for guard in self._guards]
-        if any(before and not now for before, now in zip(were_away, away, strict=True)):
+        if any(guard.has_come for guard in self._guards):
             self._search_at = -1.0
-            self.events.start()  # the watch of what was mounted before is lost
+            self.events.start()  # the watch of what was there before is lost
         return any(away)
+
+    def is_absent(self, path: Path) -> bool:
+        """True if the folder of this picture was away at the last look."""
+        return self._is_away(str(path))
 
     def changes(self, now: float | None = None) -> Changes:
         """Return the pictures that came and went since the last call; `now` is monotonic.
@@ -149,7 +156,12 @@ class FolderWatch:
         if changed is not None:
             self._add(str(changed), self.index.hash_of(changed), now)
         new, self._new = tuple(self._new), []
-        return Changes(new, removed)
+        old, self._old = tuple(self._old), []
+        return Changes(new, removed, old)
+
+    def has_read_old(self) -> bool:
+        """True if `changes` has returned all pictures that were there at the first start."""
+        return self._has_searched and not any(name in self._unread for name in self._old_names)
 
     def _note_report(self, name: str, now: float) -> None:
         """Note a path that the operating system has reported."""
@@ -202,20 +214,23 @@ class FolderWatch:
         for name in [name for name in self._pictures.names if name not in found]:
             if not self._is_away(name):
                 self._take_away(name, now)
-        if not self.is_away():  # by now
-            self.index.keep_only(found)
-            self.upkeep.save()
         self._has_searched = True
         took = time.monotonic() - began
         self._search_at = now + (
             _SEARCH_S if self.events.is_watching else max(_LOOK_S, _SEARCH_SHARE * took)
         )
+        if not self.is_away():  # by now; a folder that has come is searched again
+            self.index.keep_only(found)
+            self.upkeep.save()
 
     def _add(self, name: str, found: str, now: float) -> None:
         """Note that a file has these bytes."""
         self.upkeep.has_news |= not self._pictures.has(name, found)
-        if self._pictures.add(name, found, now) and name not in self._old_names:
-            self._new.append(Picture(Path(name), UNLABELLED, found))
+        if self._pictures.add(name, found, now):
+            if name in self._old_names:
+                self._old.append(found)
+            else:
+                self._new.append(Picture(Path(name), UNLABELLED, found))
         self._old_names.discard(name)
 
     def _take_away(self, name: str, now: float) -> None:

@@ -26,10 +26,13 @@ class KnownPictures:
     _gone: dict[str, float] = field(default_factory=dict)  # by hash, the time when it went
     _known: set[str] = field(default_factory=set)  # hashes that are not new
 
-    def begin(self, hashes: Iterable[str], now: float) -> None:
-        """Begin with the pictures of an earlier time, of which no file has been found yet."""
-        self._known = set(hashes)
-        self._gone = dict.fromkeys(self._known, now)
+    def begin(self, settled: Iterable[str], others: Iterable[str], now: float) -> None:
+        """Begin with the pictures of an earlier time, of which no file has been found yet.
+
+        If a file has the bytes of `others`, these are new all the same.
+        """
+        self._known = set(settled)
+        self._gone = dict.fromkeys(self._known.union(others), now)
 
     @property
     def names(self) -> Collection[str]:

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from fedclip_edge import log
+from fedclip_edge.agent.answered_pictures import AnsweredPictures
 from fedclip_edge.agent.encoding import Encode
 from fedclip_edge.agent.features import CACHE, DevicePictures, prepare_pictures
 from fedclip_edge.agent.folder_watch import FolderWatch
@@ -38,8 +39,12 @@ _AWAY_S = 10.0  # encoding that takes longer is not waited for: the device count
 
 
 @contextmanager
-def watched(config: AgentConfig, bundle: Bundle) -> Iterator[FolderWatch]:
+def watched(
+    config: AgentConfig, bundle: Bundle, answered: AnsweredPictures
+) -> Iterator[FolderWatch]:
     """Watch the device's folders; the index of the watch is open until the end of the block.
+
+    Pictures that are in `answered` are not new.
 
     Raises DataError if a file in state_dir is another program's, DiskError if it cannot be used.
     """
@@ -61,6 +66,7 @@ def watched(config: AgentConfig, bundle: Bundle) -> Iterator[FolderWatch]:
             None if config.inbox is None else config.inbox.folder,
             index,
             labels_of(bundle.classes.names),
+            answered.settled(),
             forget=forget,
         ) as watch,
     ):
@@ -123,7 +129,7 @@ class Rescan:
             self._unread = ""
         if reading.is_away and not session.paused:
             session.publisher.publish_state(online=True)
-        if data.found == self.trainer.data.found:
+        if data.sides is self.trainer.data.sides:
             self.trainer.data = data  # it may have other unlabelled pictures
             if not reading.is_away:
                 return
@@ -147,10 +153,11 @@ class _Reading:
         if not self.is_away and time.monotonic() - self._began >= _AWAY_S and done < total:
             self.is_away = True
             log.event("encoding_new_pictures", done=done, total=total)
-            self.session.say_goodbye()
+            self.session.say_goodbye("it encodes new pictures")
 
 
 def _log_change(before: DevicePictures, after: DevicePictures) -> None:
     known = {picture.hash for picture in before.found}
     found = {picture.hash for picture in after.found}
-    log.event("pictures_changed", added=len(found - known), removed=len(known - found))
+    if found != known:  # else there are features now for some that could not be read
+        log.event("pictures_changed", added=len(found - known), removed=len(known - found))

@@ -12,6 +12,22 @@ import gc
 import sys
 from collections.abc import Callable
 
+# Parameters of mallopt, from glibc's malloc.h.
+_MMAP_THRESHOLD, _ARENA_MAX = -3, -8
+_LARGE_BYTES = 128 * 1024
+
+
+def keep_small() -> None:
+    """Let large blocks go back as soon as they are freed; without glibc, do nothing.
+
+    By default, glibc raises the size from which it does so to that of the largest block that was
+    ever freed, and each thread has a heap of its own.
+    """
+    if sys.platform == "linux" and _malloc_trim() is not None:
+        set_parameter = ctypes.CDLL(None).mallopt
+        set_parameter(_MMAP_THRESHOLD, _LARGE_BYTES)
+        set_parameter(_ARENA_MAX, 1)
+
 
 def trim() -> None:
     """Give freed memory back; without glibc, only collect garbage."""

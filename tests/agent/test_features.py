@@ -6,6 +6,7 @@ import contextlib
 import shutil
 import sqlite3
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from trained_run import write_mixed
 
-from fedclip_edge.agent.encoding import Encoding
+from fedclip_edge.agent.encoding import Encoded, Encoding
 from fedclip_edge.agent.features import (
     CACHE,
     DevicePictures,
@@ -107,6 +108,30 @@ def test_each_side_has_the_features_of_its_pictures(site: Path, random_bundle: B
     assert is_of(made.test, expected.test, random_bundle)
     assert made.test_pictures == expected.test
     assert (made.encoded, made.skipped) == (24, 0)
+
+
+def test_pictures_that_vanish_before_they_are_encoded_are_tried_again(
+    site: Path, random_bundle: Bundle
+) -> None:
+    settings = config(site)
+    encoding = Encoding(random_bundle, settings.encoder, settings.state_dir / CACHE)
+
+    def encode_too_late(pictures: Sequence[Picture], progress: Progress | None) -> Encoded:
+        away = site.parent / "away"
+        settings.data.folder.rename(away)
+        made = encoding.encode(pictures, progress)
+        settings.data.folder.mkdir()
+        return made
+
+    index = PictureIndex()
+    first = prepare_pictures(settings, random_bundle, encode_too_late, None, index)
+    assert (first.encoded, first.is_whole) == (0, False)
+    settings.data.folder.rmdir()
+    (site.parent / "away").rename(settings.data.folder)
+    again = prepare_pictures(settings, random_bundle, encoding.encode, None, index, first)
+    assert (again.encoded, again.skipped, again.is_whole) == (24, 0, True)
+    third = prepare_pictures(settings, random_bundle, encoding.encode, None, index, again)
+    assert third is again
 
 
 def test_a_restart_encodes_nothing_and_has_the_same(site: Path, random_bundle: Bundle) -> None:

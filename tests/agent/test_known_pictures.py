@@ -40,14 +40,15 @@ def test_other_bytes_are_a_new_picture_and_the_earlier_one_goes() -> None:
 
 def test_pictures_of_an_earlier_time_are_not_new_and_are_gone_unless_found() -> None:
     known = KnownPictures()
-    known.begin(["1", "2"], 0.0)
+    known.begin(["1", "2"], ["2", "3", "4"], 0.0)
     assert not known.add("a", "1", 1.0)
-    assert known.gone(GONE_S) == ("2",)
+    assert known.add("b", "4", 1.0)  # it is not settled
+    assert sorted(known.gone(GONE_S)) == ["2", "3"]
 
 
 def test_a_file_that_only_another_reading_has_met_is_gone_with_its_hash() -> None:
     known = KnownPictures()
-    known.begin(["1"], 0.0)
+    known.begin(["1"], [], 0.0)
     known.add("a", "1", 0.0)
     known.remove("other", "1", 1.0)
     assert known.gone(100.0) == ()  # the file `a` has these bytes

@@ -166,7 +166,7 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
         "work_paused": Event(
             "The box is hotter than `max_temperature_c`, or runs on its battery with `on_battery = "
             '"pause"`. The device encodes and trains nothing, and counts as offline at the '
-            "coordinator. It stays connected. A work that has begun is stopped, and goes on after the "
+            "coordinator, which shows it as paused. It stays connected. A work that has begun is stopped, and goes on after the "
             "pause if that is short.",
             "Cool the box or connect it, or change `[limits]`.",
         ),
@@ -201,7 +201,8 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
         "folder_away": Event(
             "A picture folder is missing, suddenly empty, or on another file system without any of "
             "the known pictures, as if its share was not mounted. Its `pictures` stay in use. Written "
-            "once; `folder_back` follows.",
+            "once; `folder_back` follows. An `[inbox]` may be emptied, so it is away for ten minutes "
+            "only, if it is empty at the start or if an empty folder is in its place.",
             "Mount the share, or put pictures into the folder. If the other file system is right, "
             "restart the agent.",
         ),
@@ -259,6 +260,11 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
         "picture_index_rebuilt": Event(
             "The index of the pictures, `state_dir/pictures.sqlite`, is damaged or of another version. "
             "It is made anew, so all pictures are read once.",
+        ),
+        "answered_pictures_lost": Event(
+            "The list of answered pictures, `state_dir/answered.sqlite`, is damaged or of another "
+            "version. It is made anew. Pictures that came while the agent was stopped are not "
+            "answered, as at a first start.",
         ),
         "picture_index_not_saved": Event(
             "The index of the pictures cannot be written. The device goes on with the index in memory, "
@@ -345,7 +351,7 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
         ),
         "pictures_not_answered": Event(
             "The features of new pictures could not be computed, three times. These pictures get no "
-            "answer.",
+            "answer before the next start, which tries them again.",
             "Read the reason.",
         ),
         "answers_delayed": Event(
@@ -375,9 +381,13 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "Start the broker, or correct `[answers.broker]`.",
         ),
         "answers_dropped": Event(
-            "More than `keep` answers waited for the broker of `[answers.broker]`; the oldest ones "
-            "were not published. They are in the file.",
+            "More than `keep` answers waited for the broker of `[answers.broker]`, and the oldest ones "
+            "were not published; or the agent ended while answers waited. They are in the file.",
             "Raise `keep` if the broker is often away for long.",
+        ),
+        "work_dropped": Event(
+            "The device ended its training or evaluation, because nobody wants the result any more: "
+            "the round was closed, the run is over, or the device is refused in it.",
         ),
         "contribution_refused": Event(
             "The coordinator did not accept an update. If its round is still open, the device offers "
@@ -495,7 +505,7 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "large `weight`, shows a device that learns from other pictures, or a hostile one.",
         ),
         "left": Event(
-            "A device went offline. After the coordinator's own connection was lost, this is "
+            "A device went offline. One that stays connected says why, in `reason`. After the coordinator's own connection was lost, this is "
             "written for every device; each one then says hello again.",
         ),
         "epoch_raised": Event(
@@ -792,6 +802,7 @@ FIELDS: Mapping[str, str] = {
     "untried": "Providers that were not tried.",
     "pseudo_pictures": "Number of pictures that the text of a class counts for in its mean.",
     "reason": "The cause, in words.",
+    "work": "`training` or `evaluation`.",
     "worker": "The child process: `encoder` or `trainer`.",
     "refused_messages": "Number of messages that were dropped in this process.",
     "roles": "Roles of the device, joined by `+`.",

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fedclip_edge.agent.doctor import box, fleet
+from fedclip_edge.agent.doctor.answers import check_answers
 from fedclip_edge.agent.doctor.finding import Check, Finding, ok
 from fedclip_edge.agent.doctor.pictures import ENCODER_S, Pictures
 from fedclip_edge.agent.pause import SENSORS
+from fedclip_edge.agent.state_lock import LOCK
 from fedclip_edge.config.agent import AgentConfig
 
 _SHORT_S = 20.0
@@ -26,6 +28,7 @@ def checks_of(config: AgentConfig, sensors: Path = SENSORS) -> tuple[Check, ...]
         Check("encoder", pictures.check_encoder, ENCODER_S + _SHORT_S),
         Check("pictures", pictures.check_pictures, _FILES_S),
         Check("cache", pictures.check_cache, _FILES_S),
+        Check("answers", lambda: check_answers(config), _SHORT_S),
         Check("disk", lambda: box.disk(config), _SHORT_S),
         Check("memory", box.memory, _SHORT_S),
         Check("limits", lambda: box.conditions(config, sensors), _SHORT_S),
@@ -46,7 +49,7 @@ def _agent(config: AgentConfig) -> Iterator[Finding]:
 def is_running(config: AgentConfig) -> bool:
     """True if an agent with this state_dir runs; nothing is made or changed."""
     try:
-        with (config.state_dir / "lock").open("rb") as file:
+        with (config.state_dir / LOCK).open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
