@@ -214,6 +214,7 @@ def _prepare(
         watch,
         start_answering(config, bundle, box.outlets, features, events, watch.is_absent),
         answered,
+        encoder.load,
     )
     data = _prepared(config, bundle, encoder, progress, watch, duties)
     work = TrainerProcess(box.children, config, bundle, data.sides, limits)

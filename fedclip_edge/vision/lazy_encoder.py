@@ -38,12 +38,16 @@ class LazyEncoder:
     def embed(self, pixels: F32) -> F32:
         """Return raw features float32 (N, D) of `pixels` float32 (N, 3, S, S).
 
-        Raises the errors of `Encoder.embed`, and at the first call those of `open_encoder`; then
-        BundleError too if the folder has another bundle by now.
+        Raises the errors of `Encoder.embed`, and at the first call those of `load`.
         """
-        return self._loaded().embed(pixels)
+        return self.load().embed(pixels)
 
-    def _loaded(self) -> Encoder:
+    def load(self) -> Encoder:
+        """Return the encoder; the first call loads it, and another thread waits for that.
+
+        Raises the errors of `open_encoder`, and BundleError if the folder has another bundle by
+        now.
+        """
         with self._loading:
             if self._encoder is None:
                 from fedclip_edge.vision.encoder import open_encoder
