@@ -3,12 +3,15 @@
 The package has one logger of the standard library's `logging`. Its handler writes to standard
 output, and nothing reaches the root logger.
 
-Law: an event is always one line. No field can cause an error, even if its text comes from a peer
-or is a file name.
+Laws:
+- An event is always one line. No field can cause an error, even if its text comes from a peer or is
+  a file name.
+- A full disk loses lines, and does not end the program.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import sys
@@ -16,6 +19,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import Any, TextIO
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 def use_json(enabled: bool) -> None:
@@ -39,7 +44,8 @@ def redirect(receiver: Callable[[str, Mapping[str, Any]], object]) -> None:
 def event(name: str, /, **fields: object) -> None:
     """Write one line to standard output and flush it: a supervisor may be reading.
 
-    Fields that are None are left out. Errors of the stream pass through, such as BrokenPipeError.
+    Fields that are None are left out. Errors of the stream pass through, such as BrokenPipeError,
+    but not that of a full disk.
     """
     _LOGGER.info(name, extra={"fields": fields})
 
@@ -90,8 +96,12 @@ class _Output(logging.Handler):
     """Handler that looks up sys.stdout for each line, because a test may replace it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write the line; errors of the stream pass through, so a closed pipe ends this process."""
-        _put(sys.stdout, self.format(record))
+        """Write the line; a closed pipe ends this process, and a full disk does not."""
+        try:
+            _put(sys.stdout, self.format(record))
+        except OSError as error:
+            if error.errno not in _NO_SPACE:
+                raise
 
 
 class _Observer(logging.Handler):

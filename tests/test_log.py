@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import logging
@@ -221,10 +222,24 @@ def test_a_reader_that_has_gone_ends_the_command_without_a_word() -> None:
 
 
 def test_an_error_of_the_stream_reaches_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Full(io.StringIO):
+    class Broken(io.StringIO):
         def write(self, _text: str) -> int:
-            raise OSError(28, "No space left on device")
+            raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(sys, "stdout", Full())
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr(sys, "stdout", Broken())
+    with pytest.raises(OSError, match="Input/output"):
         log.event("joined")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has this device")
+def test_a_full_disk_loses_lines_and_ends_nothing() -> None:
+    program = (
+        "import os, sys; from fedclip_edge import log\n"
+        "for number in range(1000): log.event('joined', number=number)\n"
+        "os.write(2, b'all of them'); os._exit(0)"
+    )
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, check=False
+        )
+    assert (done.returncode, done.stderr) == (0, b"all of them")

@@ -4,7 +4,7 @@ It has a thread of its own, so neither a broker that is away nor a slow one dela
 
 Laws:
 - An answer is published at least once, in order, unless the link was away for more than `keep`
-  answers; the oldest are dropped then, and their number is logged.
+  answers, or when the process ended. The oldest are dropped then, and their number is logged.
 - No fault of this broker ends the device or its part in a run. A fault is logged once.
 """
 
@@ -125,11 +125,17 @@ class AnswerLink:
         self._stops.set()
         if self._thread.is_alive():
             self._thread.join(_CLOSE_S if self._is_serving else 0.0)
+        left = len(self._queue) + self._queue.take_dropped()
+        if left:
+            log.event("answers_dropped", broker=self._where, count=left)
 
     def _make_link(self) -> PahoTransport:
         client = f"fedclip-edge.{self._device}.{secrets.token_hex(8)}"
         will = Will(availability_topic(self._broker, self._device), OFFLINE)
-        return PahoTransport(self._broker, client, (), will)
+        try:
+            return PahoTransport(self._broker, client, (), will)
+        except ConfigError as error:
+            raise ConfigError(of_answers(str(error))) from None
 
     def _run(self) -> None:
         while True:
@@ -181,9 +187,13 @@ class AnswerLink:
     def _report(self, fault: str) -> None:
         if fault != self._fault:
             self._fault = fault
-            # The texts of the transport are about the fleet's broker.
-            reason = fault.replace("[broker]", "[answers.broker]")
+            reason = of_answers(fault)
             log.event("answers_broker_not_reached", broker=self._where, reason=reason)
+
+
+def of_answers(fault: str) -> str:
+    """A text of the transport, which is about the fleet's broker, for the broker of answers."""
+    return fault if "[answers.broker]" in fault else fault.replace("[broker]", "[answers.broker]")
 
 
 @dataclass(eq=False)

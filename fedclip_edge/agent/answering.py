@@ -3,13 +3,17 @@
 Laws:
 - Answers need neither the network nor a round: the device answers with the model that it has.
 - If the features of some pictures cannot be computed, this is tried TRIES times in all. Then the
-  pictures are left out, with a log line, and the device goes on. While the disk is full, they wait.
+  pictures are left out until the next start, with a log line, and the device goes on. While the
+  disk is full, they wait.
+- A picture is settled when its answer is in the file, or when it cannot be decoded.
+- Pictures whose folder is away wait, and the others do not.
 - The last model of a run is in use as soon as it has arrived. The models of its rounds before are
   not: a run may start from zero-shot CLIP again.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -38,6 +42,7 @@ _AGAIN_S = 5.0  # between two tries
 _AT_ONCE = 16  # pictures; the answers of the first ones do not wait for more
 Features = Callable[[Sequence[Picture]], Mapping[str, F32] | None]
 EventOf = Callable[[Picture], str]
+IsAbsent = Callable[[Path], bool]
 
 
 def answers_path(config: AgentConfig) -> Path:
@@ -86,8 +91,9 @@ class Answering:
     """The answers of one device with one bundle.
 
     `features` computes raw features float32 (D,) by hash, and leaves out pictures that it cannot
-    decode; it returns None if it is at work for others. `event_of` names the event of a picture;
-    the name is empty if there is none.
+    decode or read; it returns None if it is at work for others. `event_of` names the event of a
+    picture; the name is empty if there is none. `is_absent` is true if the folder of a file is
+    away.
     """
 
     config: AgentConfig
@@ -96,7 +102,9 @@ class Answering:
     features: Features
     event_of: EventOf
     events: Events
+    is_absent: IsAbsent
     _waiting: list[Picture] = field(default_factory=list)
+    _settled: list[str] = field(default_factory=list)  # hashes; their lines may still wait
     _is_answering: bool = False  # `look` was called again while it waits for features
     _failures: int = 0  # in a row, for the first pictures that wait
     _again_at: float = -math.inf
@@ -130,7 +138,10 @@ class Answering:
 
     def _answer_some(self, now: float) -> None:
         """Answer the first pictures that wait, if their features can be had."""
-        some = self._waiting[:_AT_ONCE]
+        ready = (one for one in self._waiting if not self.is_absent(one.path))
+        some = list(itertools.islice(ready, _AT_ONCE))
+        if not some:
+            return
         try:
             found = self.features(some)
         except DiskError as error:  # features cannot be stored: wait until there is space again
@@ -144,22 +155,36 @@ class Answering:
             self._again_at = now + _AGAIN_S
             if self._failures == TRIES:
                 self._failures = 0
-                del self._waiting[: len(some)]
+                self._take_away(some)
                 log.event("pictures_not_answered", count=len(some), reason=str(error))
             return
         if found is None:
             return
         self._failures, self._delay = 0, ""
-        del self._waiting[: len(some)]
+        some = [one for one in some if one.hash in found or not self.is_absent(one.path)]
+        self._take_away(some)
         known = [
             NewPicture(one.path, one.hash, found[one.hash], self.event_of(one))
             for one in some
             if one.hash in found
         ]
+        self._settled += (one.hash for one in some if one.hash not in found)
         model, top = self.choice.current, self.config.answers.top
         for made in answer(known, model, self.config.id, top, time.time()):
             self.outlets.put(made, now)
+            self._settled.append(made.hash)  # SIGTERM may end the work after each of them
             self.events.add(made, now)
+
+    def _take_away(self, pictures: Sequence[Picture]) -> None:
+        hashes = {one.hash for one in pictures}
+        self._waiting = [one for one in self._waiting if one.hash not in hashes]
+
+    def take_settled(self) -> list[str]:
+        """The hashes that were settled since the last call; none while lines wait for the disk."""
+        if self.outlets.file.waits:
+            return []
+        settled, self._settled = self._settled, []
+        return settled
 
     def end(self, now: float) -> None:
         """Answer the open events."""
@@ -207,8 +232,14 @@ class Answering:
 
 
 def start_answering(
-    config: AgentConfig, bundle: Bundle, outlets: Outlets, features: Features, event_of: EventOf
+    config: AgentConfig,
+    bundle: Bundle,
+    outlets: Outlets,
+    features: Features,
+    event_of: EventOf,
+    is_absent: IsAbsent,
 ) -> Answering:
     """Make the answering of a device with this bundle."""
     choice = model_choice(config, bundle)
-    return Answering(config, choice, outlets, features, event_of, Events(config.answers))
+    events = Events(config.answers)
+    return Answering(config, choice, outlets, features, event_of, events, is_absent)

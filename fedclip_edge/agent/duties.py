@@ -13,6 +13,8 @@ from fedclip_edge.agent.now_file import NowFile
 from fedclip_edge.agent.pause import Pause
 from fedclip_edge.agent.session import Session
 from fedclip_edge.agent.settings import Settings
+from fedclip_edge.agent.state_lock import StateLock
+from fedclip_edge.agent.working import follow
 from fedclip_edge.pki.expiry import Expiry
 from fedclip_edge.processes.systemd import SYSTEMD
 from fedclip_edge.processes.worker import Worker
@@ -31,6 +33,7 @@ class Duties:
     monitor: Monitor | None
     settings: Settings
     pause: Pause
+    lock: StateLock
     page: OnDemand | None = None  # None without [page]
     now_file: NowFile | None = None  # None without [page]
     session: Session | None = None  # None until the agent has connected
@@ -38,20 +41,25 @@ class Duties:
     quota: CacheQuota | None = None  # None until the pictures are known
     _workers: list[Worker] = field(default_factory=list)
 
-    def watch(self, worker: Worker) -> None:
-        """End this worker when it is idle, pause it, and do the duties while it works."""
-        worker.meanwhile = self.look
+    def watch(self, worker: Worker, *, does_tasks: bool = False) -> None:
+        """End this worker when it is idle, pause it, and do the duties while it works.
+
+        While it `does_tasks` of the session, the session follows the run, too.
+        """
+        worker.meanwhile = self._look_and_follow if does_tasks else self.look
         worker.is_paused = self.pause.is_on
         self._workers.append(worker)
 
     def look(self) -> None:
         """Do what is due; to be called many times a second.
 
+        Raises DiskError if state_dir has vanished, and the errors of `NewPictures.look`.
         It takes a few milliseconds, and as long as encoding if there are new pictures. Meanwhile
         the encoder's worker calls it again.
         """
         now = time.monotonic()
         SYSTEMD.turn()
+        self.lock.look(now)
         if self.page is not None:
             self.page.look(now)
         self.settings.look()
@@ -80,6 +88,12 @@ class Duties:
         working = [worker.name for worker in self._workers if worker.is_busy]
         file.look(self.session, self.pause, model, working, now)
 
+    def _look_and_follow(self) -> None:
+        """Raise UnwantedError once nobody wants the result of the work, which then ends."""
+        self.look()
+        if self.session is not None and self.session.task is not None:
+            follow(self.session)
+
     def wait(self) -> None:
         """Do the duties until the pause is over."""
         while self.pause.is_on():
@@ -89,6 +103,6 @@ class Duties:
     def end(self) -> None:
         """End all workers, at once, and answer the events that are open."""
         if self.new_pictures is not None:
-            self.new_pictures.answering.end(time.monotonic())
+            self.new_pictures.end(time.monotonic())
         for worker in self._workers:
             worker.end()

@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedclip_edge.agent.feature_cache import with_cache
 from fedclip_edge.config.agent import EncoderConfig
 from fedclip_edge.vision.bundle import Bundle
 from fedclip_edge.vision.cache import FeatureCache
 from fedclip_edge.vision.datasets import Picture
-from fedclip_edge.vision.embedding import Progress, embed_pictures
+from fedclip_edge.vision.embedding import Embedded, Progress, embed_pictures
 from fedclip_edge.vision.lazy_encoder import LazyEncoder
 
 
@@ -43,11 +44,11 @@ class Encoding:
     def encode(self, pictures: Sequence[Picture], progress: Progress | None = None) -> Encoded:
         """Put the features of `pictures` into the cache, if they are not in it.
 
-        Raises the errors of `embed_pictures`, and DiskError or DataError if the cache cannot be
-        used.
+        Raises the errors of `with_cache` and of `embed_pictures`.
         """
-        with FeatureCache(self.cache) as cache:
-            made = embed_pictures(
+
+        def embed(cache: FeatureCache) -> Embedded:
+            return embed_pictures(
                 pictures,
                 self._encoder,
                 cache,
@@ -55,6 +56,8 @@ class Encoding:
                 self.config,
                 progress=progress,
             )
+
+        made = with_cache(self.cache, embed)
         hashes = {picture.path: picture.hash for picture in pictures}
         return Encoded(
             encoded=made.encoded,

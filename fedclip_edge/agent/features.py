@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 import numpy as np
 
 from fedclip_edge import log
 from fedclip_edge.agent.encoding import Encode, Encoded
+from fedclip_edge.agent.feature_cache import with_cache
 from fedclip_edge.agent.grouping import groups_of, warn_of_near_copies
 from fedclip_edge.agent.label_store import labels_in
 from fedclip_edge.config.agent import AgentConfig
@@ -22,8 +24,7 @@ from fedclip_edge.processes.systemd import SYSTEMD
 from fedclip_edge.records import I64, Features
 from fedclip_edge.vision.bundle import Bundle, key_of
 from fedclip_edge.vision.cache import FeatureCache
-from fedclip_edge.vision.cache_file import DamagedCacheError, delete_cache_file
-from fedclip_edge.vision.datasets import Picture, Split, split
+from fedclip_edge.vision.datasets import Dataset, Picture, Split, split
 from fedclip_edge.vision.device_pictures import read_device
 from fedclip_edge.vision.embedding import Progress, embed_pictures
 from fedclip_edge.vision.labels import Labels
@@ -33,6 +34,7 @@ from fedclip_edge.vision.picture_index import PictureIndex
 
 CACHE = "features.sqlite"  # in state_dir
 _AT_ONCE = 1000  # features; this limits the memory
+_TURN_S = 0.1  # for which files are read at once
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class DevicePictures:
     encode_s: float  # seconds for all sides, including reads from the cache
     found: tuple[Picture, ...] = ()  # of all sides, as they were found in the folder
     unlabelled: tuple[Picture, ...] = ()  # with and without features
+    unused: tuple[Skipped, ...] = ()  # labels, files and folders that do not count
+    is_whole: bool = True  # False if files vanished before they were encoded, as with their folder
 
     def labels(self, side: str) -> I64:
         """The labels, int64 (N,), of "train", "validation" or "test"."""
@@ -73,6 +77,27 @@ class DeviceFeatures:
     test_pictures: tuple[Picture, ...]  # N of them, in the order of `test`
 
 
+def _do_nothing() -> None:
+    """There is nothing else to do."""
+
+
+@dataclass(eq=False)
+class _InTurns:
+    """Reading of files by `index`, in turns with the caller's other duties."""
+
+    index: PictureIndex
+    meanwhile: Callable[[], object]
+
+    def __post_init__(self) -> None:
+        self._turned_at = time.monotonic()
+
+    def hash_of(self, path: Path) -> str:
+        if time.monotonic() - self._turned_at >= _TURN_S:
+            self.meanwhile()
+            self._turned_at = time.monotonic()
+        return self.index.hash_of(path)
+
+
 def prepare_pictures(
     config: AgentConfig,
     bundle: Bundle,
@@ -80,24 +105,26 @@ def prepare_pictures(
     progress: Progress | None,
     index: PictureIndex | None = None,
     before: DevicePictures | None = None,
+    meanwhile: Callable[[], object] = _do_nothing,
 ) -> DevicePictures:
     """Find the device's pictures, and have `encode` put the features of new ones into the cache.
 
     With `index`, a file that has not changed is not read. If the folder still has the pictures of
-    `before`, that is returned; if only the unlabelled ones are others, it is returned with these.
+    `before`, that is returned; if only the unlabelled ones, or what does not count, are others, it
+    is returned with these, and what is new among the latter is logged. What vanished for `before`
+    is tried again.
 
     `progress` is called after each batch with two counts of distinct pictures: those with features
-    so far, and all. Raises DataError if the picture folder or the cache cannot be used; errors of
-    `encode` are passed on.
+    so far, and all. While files are read, `meanwhile` is called several times a second. Raises
+    DataError if the picture folder or the cache cannot be used; errors of `encode` are passed on.
     """
     index = index or PictureIndex()
     inbox = None if config.inbox is None else config.inbox.folder
     labels = labels_for(config, bundle.classes.names)
-    dataset = read_device(labels, inbox, index.hash_of)
+    dataset = read_device(labels, inbox, _InTurns(index, meanwhile).hash_of)
     index.save()
-    if before is not None and dataset.pictures == before.found:
-        is_same = dataset.unlabelled == before.unlabelled
-        return before if is_same else replace(before, unlabelled=dataset.unlabelled)
+    if before is not None and before.is_whole and dataset.pictures == before.found:
+        return _with_others(before, dataset)
     its_split = split(dataset, config.data, groups_of(config.data, dataset, index))
     wanted = Sides(
         its_split.train if "train" in config.roles else (),
@@ -116,7 +143,7 @@ def prepare_pictures(
             for side in (wanted.train, wanted.validation, wanted.test)
         )
     )
-    broken = (picture for picture in _all(wanted) if picture.hash in made.skipped)
+    broken = [picture for picture in _all(wanted) if picture.hash in made.skipped]
     left_out = dataset.left_out + LeftOut(
         skipped=tuple(Skipped(picture.path, made.skipped[picture.hash]) for picture in broken)
     )
@@ -142,7 +169,20 @@ def prepare_pictures(
         encode_s=encode_s,
         found=dataset.pictures,
         unlabelled=dataset.unlabelled,
+        unused=dataset.left_out.unused,
+        is_whole=all(picture.path.exists() for picture in broken),
     )
+
+
+def _with_others(before: DevicePictures, dataset: Dataset) -> DevicePictures:
+    """Return `before` with what else the folder has now; a person may have added a side-car."""
+    unused = dataset.left_out.unused
+    if (dataset.unlabelled, unused) == (before.unlabelled, before.unused):
+        return before
+    known = set(before.unused)
+    for entry, more in _examples([one for one in unused if one not in known]):
+        log.event("not_used", path=entry.path, reason=entry.reason, more=more)
+    return replace(before, unlabelled=dataset.unlabelled, unused=unused)
 
 
 def labels_for(config: AgentConfig, classes: Sequence[str]) -> Labels:
@@ -162,10 +202,11 @@ def read_features(config: AgentConfig, bundle: Bundle, sides: Sides) -> DeviceFe
     after that is left out. Raises the errors of `embed_pictures`.
     """
     encoder = LazyEncoder(bundle, config.encoder)  # local, so that its memory is freed on return
-    found: dict[str, Features] = {}
-    pictures: dict[str, tuple[Picture, ...]] = {}
-    with FeatureCache(config.state_dir / CACHE) as cache:
-        for side in (field.name for field in fields(Sides)):
+
+    def read(cache: FeatureCache) -> tuple[dict[str, Features], tuple[Picture, ...]]:
+        found: dict[str, Features] = {}
+        pictures: tuple[Picture, ...] = ()
+        for side in (one.name for one in fields(Sides)):
             embedded = embed_pictures(
                 getattr(sides, side),
                 encoder,
@@ -175,10 +216,13 @@ def read_features(config: AgentConfig, bundle: Bundle, sides: Sides) -> DeviceFe
             )
             encoder_id = bundle.manifest.encoder_id
             found[side] = Features(embedded.vectors, embedded.labels, encoder_id)
-            pictures[side] = embedded.pictures
+            pictures = embedded.pictures  # at last, those of the test side
+        return found, pictures
+
+    found, test_pictures = with_cache(config.state_dir / CACHE, read)
     if config.data.group_by == "none":
         warn_of_near_copies(found["train"].vectors, found["test"].vectors)
-    return DeviceFeatures(**found, test_pictures=pictures["test"])
+    return DeviceFeatures(**found, test_pictures=test_pictures)
 
 
 def _all(sides: Sides) -> tuple[Picture, ...]:
@@ -194,28 +238,19 @@ def missing_features(
 ) -> tuple[list[Picture], int]:
     """Find the pictures, by hash, that are not in the cache; and count damaged features.
 
-    A cache that is damaged is made anew: it holds nothing that cannot be computed again.
+    A cache that cannot be used is made anew (`feature_cache.py`).
     """
-    try:
-        return _not_cached(config, bundle, pictures)
-    except DamagedCacheError as error:
-        cache = config.state_dir / CACHE
-        log.event("feature_cache_rebuilt", file=cache, reason=str(error.__cause__ or error))
-        delete_cache_file(cache)
-        return _not_cached(config, bundle, pictures)
 
-
-def _not_cached(
-    config: AgentConfig, bundle: Bundle, pictures: Mapping[str, Picture]
-) -> tuple[list[Picture], int]:
-    key, missing = key_of(bundle, config.encoder), list[Picture]()
-    hashes = list(pictures)
-    with FeatureCache(config.state_dir / CACHE) as cache:
+    def look(cache: FeatureCache) -> tuple[list[Picture], int]:
+        key, missing = key_of(bundle, config.encoder), list[Picture]()
+        hashes = list(pictures)
         for start in range(0, len(hashes), _AT_ONCE):
             some = hashes[start : start + _AT_ONCE]
             cached = cache.get(some, key)
             missing += (pictures[one] for one in some if one not in cached)
         return missing, cache.damaged
+
+    return with_cache(config.state_dir / CACHE, look)
 
 
 @dataclass(eq=False)

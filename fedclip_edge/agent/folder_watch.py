@@ -1,14 +1,15 @@
 """The pictures in a device's folders as they come and go while its agent runs.
 
+The operating system reports changed files (`file_events.py`), and searches find the others. What is
+found is read when it is not being written any more (`unread_files.py`), and counted by its bytes
+(`known_pictures.py`).
+
 Laws:
 
-- `changes` does not wait for a picture: it reads files for at most _BUDGET_S, or one file, and goes
-  on at the next call.
-- A picture is new when no file had its bytes before: a renamed or copied one is not new. It is
-  removed when no file has had its bytes for _GONE_S: a renamed one is not removed.
-- A file is read when it has not changed for _STILL_S; for _INCOMPLETE_S if its end is missing.
+- `changes` does not wait for a picture (`unread_files.py`).
 - Pictures that exist when the agent starts for the first time are not new. At later starts, those
-  that came since the last time are.
+  that are not `settled` yet are.
+- A picture whose file may only have been renamed is not removed: its new file may be unread yet.
 - Of a folder that is away (`folder_guard.py`), nothing is removed.
 """
 
@@ -17,51 +18,34 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
-from fedclip_edge import log
 from fedclip_edge.agent.file_events import FileEvents
 from fedclip_edge.agent.folder_guard import FolderGuard
-from fedclip_edge.errors import DiskError
-from fedclip_edge.vision.completeness import is_complete
+from fedclip_edge.agent.index_upkeep import IndexUpkeep
+from fedclip_edge.agent.known_pictures import KnownPictures
+from fedclip_edge.agent.unread_files import UnreadFiles
 from fedclip_edge.vision.datasets import Picture
 from fedclip_edge.vision.labels import UNLABELLED
-from fedclip_edge.vision.picture_files import find_pictures, is_ignored, is_picture, unreadable
+from fedclip_edge.vision.picture_files import find_pictures, is_ignored, is_picture
 from fedclip_edge.vision.picture_index import FileState, PictureIndex, state_of
 
-_STILL_S = 0.25
-_INCOMPLETE_S = 5.0
-_GONE_S = 2.0
-_BUDGET_S = 0.1
 _LOOK_S = 1.0  # between two looks at the folders themselves
 _SEARCH_S = 600.0  # between two searches of watched folders, for what was not reported
 _AGAIN_S = 2.0  # after a folder came: what came into it before its watch is not reported
 _SEARCH_SHARE = 20  # without a watch, searches take at most one twentieth of the time
-_AUDIT_S = 10.0  # between two files: 50,000 pictures take six days
 
 
 @dataclass(frozen=True)
 class Changes:
     """The pictures that came and went."""
 
-    new: tuple[Picture, ...] = ()  # one for each hash; its label may be UNLABELLED
+    new: tuple[Picture, ...] = ()  # one for each hash, without a label: their answers need none
     removed: tuple[str, ...] = ()  # hashes
-
-
-@dataclass
-class _Pending:
-    """A file that is read when it has been still for long enough."""
-
-    state: FileState
-    since: float  # monotonic time of its last change, as far as that is known
-
-
-def _no_label(_path: Path, _hash: str) -> int:
-    return UNLABELLED
+    old: tuple[str, ...] = ()  # hashes that are not new, because they were there at the first start
 
 
 def _keep_all(_hashes: Sequence[str]) -> None:
@@ -72,44 +56,46 @@ def _keep_all(_hashes: Sequence[str]) -> None:
 class FolderWatch:
     """The pictures below `folder`, and below `inbox` if there is one.
 
-    `classes` are the labels by class name, as `labels_of` returns them. `label_of` gives the label
-    of a path and its hash. `forget` is called with the hashes of removed pictures before `changes`
-    returns them. Use it in a `with` block, and enter that when the index is open and before the
-    index is used.
+    `classes` are the labels by class name, as `labels_of` returns them. `settled` are the hashes of
+    pictures that are not new; None if this is the first start. `forget` is called with the hashes
+    of removed pictures before `changes` returns them. Use it in a `with` block, and enter that when
+    the index is open and before the index is used.
     """
 
     folder: Path
     inbox: Path | None
     index: PictureIndex
     classes: Mapping[str, int] = field(default_factory=dict)
-    label_of: Callable[[Path, str], int] = _no_label
+    settled: Collection[str] | None = None
     forget: Callable[[Sequence[str]], None] = _keep_all
     events: FileEvents = field(init=False)
+    upkeep: IndexUpkeep = field(init=False)
+    _unread: UnreadFiles = field(init=False)
+    _pictures: KnownPictures = field(default_factory=KnownPictures)
     _guards: tuple[FolderGuard, ...] = ()
-    _paths: dict[str, str] = field(default_factory=dict)  # hash by path
-    _copies: Counter[str] = field(default_factory=Counter)  # number of files by hash
-    _pending: dict[str, _Pending] = field(default_factory=dict)
-    _unreadable: dict[str, FileState] = field(default_factory=dict)  # at the last attempt
-    _gone: dict[str, float] = field(default_factory=dict)  # by hash, the time when it went
-    _known: set[str] = field(default_factory=set)  # hashes that are not new
     _new: list[Picture] = field(default_factory=list)
-    _old_paths: set[str] = field(default_factory=set)  # files that were there at the first start
-    _is_first: bool = True  # this is the first start, and no search was made yet
+    _old: list[str] = field(default_factory=list)
+    _old_names: set[str] = field(default_factory=set)  # files that were there at the first start
+    _is_first: bool = False  # this is the first start, and no search was made yet
     _look_at: float = -1.0
     _search_at: float = -1.0
-    _audit_at: float = -1.0
     _has_searched: bool = False
     _was_watching: bool = False
-    _has_news: bool = False  # that the index has not saved
-    _is_unsaved: bool = False  # the last attempt failed
 
     def __post_init__(self) -> None:
         self.events = FileEvents(self.folders)
+        self.upkeep = IndexUpkeep(self.index)
+        self._unread = UnreadFiles(self.index, self._age_of)
 
     @property
     def folders(self) -> tuple[Path, ...]:
         """The folders that are watched."""
         return (self.folder,) if self.inbox is None else (self.folder, self.inbox)
+
+    @property
+    def unread(self) -> int:
+        """The number of files that came or changed and are not read yet."""
+        return len(self._unread)
 
     def __enter__(self) -> FolderWatch:
         """Begin to watch."""
@@ -117,10 +103,10 @@ class FolderWatch:
             FolderGuard(folder, folder == self.inbox, functools.partial(self._below, folder))
             for folder in self.folders
         )
-        self._known = set(self.index.hashes())
-        self._is_first = not self._known
-        self._gone = dict.fromkeys(self._known, time.monotonic())  # until a file has them
-        self._audit_at = time.monotonic() + _AUDIT_S
+        self._is_first = self.settled is None
+        self._pictures.begin(self.settled or (), self.index.hashes(), time.monotonic())
+        self.settled = ()  # it takes memory
+        self.upkeep.begin(time.monotonic())
         self.events.start()
         return self
 
@@ -134,12 +120,15 @@ class FolderWatch:
 
     def is_away(self) -> bool:
         """Look at the folders; True if one of them is away."""
-        were_away = [guard.is_away for guard in self._guards]
         away = [guard.look() for guard in self._guards]
-        if any(before and not now for before, now in zip(were_away, away, strict=True)):
+        if any(guard.has_come for guard in self._guards):
             self._search_at = -1.0
-            self.events.start()  # the watch of what was mounted before is lost
+            self.events.start()  # the watch of what was there before is lost
         return any(away)
+
+    def is_absent(self, path: Path) -> bool:
+        """True if the folder of this picture was away at the last look."""
+        return self._is_away(str(path))
 
     def changes(self, now: float | None = None) -> Changes:
         """Return the pictures that came and went since the last call; `now` is monotonic.
@@ -157,13 +146,22 @@ class FolderWatch:
             self._note_report(name, now)
         if is_due:
             self._search(now)
-        self._read_settled(now)
+        for name, found in self._unread.read(now, self._is_away):
+            if found is None:
+                self._take_away(name, now)
+            else:
+                self._add(name, found, now)
         removed = self._removed(now)
-        if now >= self._audit_at:
-            self._audit_at = now + _AUDIT_S
-            self._audit(now)
+        changed = self.upkeep.look(now)
+        if changed is not None:
+            self._add(str(changed), self.index.hash_of(changed), now)
         new, self._new = tuple(self._new), []
-        return Changes(new, removed)
+        old, self._old = tuple(self._old), []
+        return Changes(new, removed, old)
+
+    def has_read_old(self) -> bool:
+        """True if `changes` has returned all pictures that were there at the first start."""
+        return self._has_searched and not any(name in self._unread for name in self._old_names)
 
     def _note_report(self, name: str, now: float) -> None:
         """Note a path that the operating system has reported."""
@@ -173,7 +171,7 @@ class FolderWatch:
             self._note(name, now)
         if os.path.isdir(name):  # noqa: PTH112 - no error for any name
             self._search_at = now
-        elif name not in self._pending and not os.path.lexists(name):  # it may have been a folder
+        elif name not in self._unread and not os.path.lexists(name):  # it may have been a folder
             self._search_at = min(self._search_at, now + _AGAIN_S)
 
     def _note(self, name: str, now: float) -> None:
@@ -186,20 +184,16 @@ class FolderWatch:
         try:
             state = state_of(name)
         except OSError:
-            self._pending.pop(name, None)
-            self._unreadable.pop(name, None)
+            self._unread.drop(name)
             self._take_away(name, now)
             return
         found = self.index.known_hash(name, state)
-        before = self._pending.get(name)
         if found is not None:
             self._add(name, found, now)
-        elif self._unreadable.get(name) == state:
-            return
-        elif before is None or before.state != state:
-            self._pending[name] = _Pending(state, now - self._age(state))
+        else:
+            self._unread.note(name, state, now)
 
-    def _age(self, state: FileState) -> float:
+    def _age_of(self, state: FileState) -> float:
         """Seconds since the file's last change; 0 if its file system may have another clock."""
         if not self.events.is_watching:
             return 0.0
@@ -214,114 +208,45 @@ class FolderWatch:
             for picture in find_pictures(folder, self.classes).pictures
         }
         if self._is_first:
-            self._old_paths, self._is_first = set(found), False
+            self._old_names, self._is_first = set(found), False
         for name in found:
             self._note(name, now)
-        for name in [name for name in self._paths if name not in found]:
+        for name in [name for name in self._pictures.names if name not in found]:
             if not self._is_away(name):
                 self._take_away(name, now)
-        if not self.is_away():  # by now
-            self.index.keep_only(found)
-            self._save()
         self._has_searched = True
         took = time.monotonic() - began
         self._search_at = now + (
             _SEARCH_S if self.events.is_watching else max(_LOOK_S, _SEARCH_SHARE * took)
         )
-
-    def _read_settled(self, now: float) -> None:
-        """Read the files that are not being written any more."""
-        ends = time.monotonic() + _BUDGET_S
-        for name, pending in list(self._pending.items()):
-            if now - pending.since < _STILL_S or self._is_away(name):
-                continue
-            path = Path(name)
-            try:
-                state = state_of(name)
-                if state != pending.state:
-                    pending.state, pending.since = state, now - self._age(state)
-                    continue
-                if now - pending.since < _INCOMPLETE_S and not is_complete(path):
-                    continue
-                found = self.index.hash_of(path)
-            except OSError as error:
-                if not self._is_away(name):
-                    self._take_away(name, now)
-                    self._leave_out(path, pending.state, error)
-            else:
-                self._add(name, found, now)
-            del self._pending[name]
-            if time.monotonic() > ends:
-                return
+        if not self.is_away():  # by now; a folder that has come is searched again
+            self.index.keep_only(found)
+            self.upkeep.save()
 
     def _add(self, name: str, found: str, now: float) -> None:
         """Note that a file has these bytes."""
-        self._gone.pop(found, None)
-        before = self._paths.get(name)
-        if before != found:
-            if before is not None:
-                self._take_away(name, now)
-            self._paths[name] = found
-            self._copies[found] += 1
-            self._has_news = True
-        if found not in self._known:
-            self._known.add(found)
-            if name not in self._old_paths:
-                path = Path(name)
-                self._new.append(Picture(path, self.label_of(path, found), found))
-        self._old_paths.discard(name)
-
-    def _leave_out(self, path: Path, state: FileState, error: OSError) -> None:
-        """Log a file that cannot be read, once until it changes, if it is there at all."""
-        if path.exists() and not path.is_dir():
-            self._unreadable[str(path)] = state
-            log.event("picture_skipped", picture=path, reason=unreadable(error))
+        self.upkeep.has_news |= not self._pictures.has(name, found)
+        if self._pictures.add(name, found, now):
+            if name in self._old_names:
+                self._old.append(found)
+            else:
+                self._new.append(Picture(Path(name), UNLABELLED, found))
+        self._old_names.discard(name)
 
     def _take_away(self, name: str, now: float) -> None:
-        """Note that a file is gone, or has other bytes."""
+        """Note that a file is gone, or cannot be read."""
         # A reading for a run may have met a file that this watch has not read yet.
-        gone = self._paths.pop(name, None)
-        if gone is None:
-            gone = self.index.last_hash(name)
-        else:
-            self._copies[gone] -= 1
-        if gone is not None and self._copies[gone] <= 0:
-            del self._copies[gone]
-            self._gone[gone] = now
+        self._pictures.remove(name, self.index.last_hash(name), now)
 
     def _removed(self, now: float) -> tuple[str, ...]:
-        """Take the hashes that have been gone for long enough; none while a folder is away."""
-        due = [found for found, since in self._gone.items() if now - since >= _GONE_S]
+        """Take the pictures that have been gone for long enough; none while a folder is away."""
+        gone = self._pictures.gone(now)
         # A file that is still to be read may be a renamed one.
-        unread = any(now - pending.since >= _STILL_S for pending in self._pending.values())
-        if not due or unread or not self._has_searched or self.is_away():
+        if not gone or self._unread.are_due(now) or not self._has_searched or self.is_away():
             return ()
-        for found in due:
-            del self._gone[found]
-            self._known.discard(found)
-        self.forget(due)
-        return tuple(due)
-
-    def _audit(self, now: float) -> None:
-        """Save the index if there is something new, and read one known file again."""
-        if self._has_news:
-            self._has_news = not self._save()
-        changed = self.index.audit()
-        if changed is not None:
-            log.event("picture_changed_unnoticed", picture=changed)
-            self._add(str(changed), self.index.hash_of(changed), now)
-
-    def _save(self) -> bool:
-        """Save the index; False, and one log line, if the disk is full or cannot be written."""
-        try:
-            self.index.save()
-        except DiskError as error:
-            if not self._is_unsaved:
-                log.event("picture_index_not_saved", file=self.index.file, reason=str(error))
-            self._is_unsaved = True
-        else:
-            self._is_unsaved = False
-        return not self._is_unsaved
+        self._pictures.forget(gone)
+        self.forget(gone)
+        return gone
 
     def _is_away(self, name: str) -> bool:
         return any(guard.is_away and _is_below(name, guard.folder) for guard in self._guards)

@@ -26,15 +26,16 @@ from fedclip_edge.agent.now_file import NowFile
 from fedclip_edge.agent.pause import SENSORS, Pause
 from fedclip_edge.agent.serving import Box, serve
 from fedclip_edge.agent.settings import Settings
-from fedclip_edge.agent.state_db import open_state_db
+from fedclip_edge.agent.state_files import open_state
+from fedclip_edge.agent.state_lock import lock_state_dir
 from fedclip_edge.agent.trainer import allowed_methods
 from fedclip_edge.config.agent import AgentConfig
 from fedclip_edge.errors import BundleError, ConfigError, DataError, DiskError
 from fedclip_edge.learning import methods
 from fedclip_edge.pki.own_certificate import check_own_certificate
+from fedclip_edge.processes import heap
 from fedclip_edge.processes.children import Children
 from fedclip_edge.protocol.signing import load_identity
-from fedclip_edge.storage.lock import lock_file
 from fedclip_edge.vision.bundle import Bundle
 from fedclip_edge.vision.bundle_warnings import bundle_warnings
 from fedclip_edge.vision.embedding import Progress
@@ -63,10 +64,11 @@ def run(
     Raises ConfigError if a file or a setting is wrong; BundleError if the bundle cannot be used;
     DataError if the picture folder cannot be used; LinkError if no broker answers the first
     connection, but not if the link breaks later; RefusedError if the broker or the coordinator
-    refuses this device permanently; DiskError if a file in state_dir cannot be written; WorkerError
-    if the encoder's process dies; ModuleNotFoundError if torch or prometheus-client is needed and
-    not installed.
+    refuses this device permanently; DiskError if a file in state_dir cannot be written, or that
+    folder vanishes; WorkerError if the encoder's process dies; ModuleNotFoundError if torch or
+    prometheus-client is needed and not installed.
     """
+    heap.free_large_at_once()
     check_torch(config)  # before the pictures are encoded, which may take hours
     check_own_certificate(config.broker.certificate, config.id, config.fleet)
     store = BundleStore(fetched_folder(config.state_dir), config.bundle)
@@ -74,8 +76,8 @@ def run(
     bundle = _open_bundle(store) if config.bundle is not None else None
     _make_state_dir(config.state_dir)
     with (
-        lock_file(config.state_dir / "lock", f"state_dir {config.state_dir}"),
-        contextlib.closing(open_state_db(config.state_dir / "parked.sqlite")) as state_db,
+        contextlib.closing(lock_state_dir(config.state_dir)) as lock,
+        contextlib.closing(open_state(config.state_dir)) as state_db,
         contextlib.ExitStack() as closing,
         Children() as children,
         monitored(config) as monitor,
@@ -92,6 +94,7 @@ def run(
         box = Box(
             settings,
             identity,
+            lock,
             state_db,
             store,
             children,

@@ -14,14 +14,14 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from fedclip_edge import log
+from fedclip_edge.agent.answered_pictures import AnsweredPictures
 from fedclip_edge.agent.encoding import Encode
-from fedclip_edge.agent.features import CACHE, DevicePictures, labels_for, prepare_pictures
+from fedclip_edge.agent.features import CACHE, DevicePictures, prepare_pictures
 from fedclip_edge.agent.folder_watch import FolderWatch
 from fedclip_edge.agent.session import Session
 from fedclip_edge.agent.trainer import LocalTrainer
@@ -39,19 +39,16 @@ _AWAY_S = 10.0  # encoding that takes longer is not waited for: the device count
 
 
 @contextmanager
-def watched(config: AgentConfig, bundle: Bundle) -> Iterator[FolderWatch]:
+def watched(
+    config: AgentConfig, bundle: Bundle, answered: AnsweredPictures
+) -> Iterator[FolderWatch]:
     """Watch the device's folders; the index of the watch is open until the end of the block.
+
+    Pictures that are in `answered` are not new.
 
     Raises DataError if a file in state_dir is another program's, DiskError if it cannot be used.
     """
     index = PictureIndex(file=config.state_dir / INDEX)
-
-    labels = labels_for(config, bundle.classes.names)
-
-    def label_of(path: Path, picture: str) -> int:
-        with contextlib.suppress(DataError, DiskError):  # the next reading of the folder says it
-            labels.refresh()
-        return labels.of(path, picture)
 
     def forget(hashes: Sequence[str]) -> None:
         # While the cache cannot be written, the features stay; they harm nothing.
@@ -69,7 +66,7 @@ def watched(config: AgentConfig, bundle: Bundle) -> Iterator[FolderWatch]:
             None if config.inbox is None else config.inbox.folder,
             index,
             labels_of(bundle.classes.names),
-            label_of=label_of,
+            answered.settled(),
             forget=forget,
         ) as watch,
     ):
@@ -78,6 +75,10 @@ def watched(config: AgentConfig, bundle: Bundle) -> Iterator[FolderWatch]:
         finally:
             with contextlib.suppress(DiskError):  # what is not saved is read again
                 index.save()
+
+
+def _do_nothing() -> None:
+    """There is nothing else to do."""
 
 
 @dataclass(eq=False)
@@ -90,6 +91,7 @@ class Rescan:
     trainer: LocalTrainer
     watch: FolderWatch
     read_at: float  # time of the last reading
+    meanwhile: Callable[[], object] = _do_nothing  # called several times a second while it reads
     _run: str = ""  # the last run for which the folder was read
     _unread: str = ""  # why the folder could not be read
 
@@ -113,6 +115,7 @@ class Rescan:
                 reading.tell,
                 self.watch.index,
                 self.trainer.data,
+                self.meanwhile,
             )
         except PausedError:
             self._run, self.read_at = "", -math.inf  # it is read again after the pause
@@ -126,7 +129,7 @@ class Rescan:
             self._unread = ""
         if reading.is_away and not session.paused:
             session.publisher.publish_state(online=True)
-        if data.found == self.trainer.data.found:
+        if data.sides is self.trainer.data.sides:
             self.trainer.data = data  # it may have other unlabelled pictures
             if not reading.is_away:
                 return
@@ -150,10 +153,11 @@ class _Reading:
         if not self.is_away and time.monotonic() - self._began >= _AWAY_S and done < total:
             self.is_away = True
             log.event("encoding_new_pictures", done=done, total=total)
-            self.session.say_goodbye()
+            self.session.say_goodbye("it encodes new pictures")
 
 
 def _log_change(before: DevicePictures, after: DevicePictures) -> None:
     known = {picture.hash for picture in before.found}
     found = {picture.hash for picture in after.found}
-    log.event("pictures_changed", added=len(found - known), removed=len(known - found))
+    if found != known:  # else there are features now for some that could not be read
+        log.event("pictures_changed", added=len(found - known), removed=len(known - found))

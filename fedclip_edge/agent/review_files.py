@@ -118,5 +118,7 @@ def _csv(kind: type, rows: Sequence[ToLabel | Doubtful | ClassNeed]) -> bytes:
 
 def _distinct(pictures: Sequence[Picture]) -> list[Picture]:
     """The first picture of each hash; those with a label come first."""
-    ordered = sorted(pictures, key=lambda picture: picture.label < 0)
-    return list({picture.hash: picture for picture in reversed(ordered)}.values())[::-1]
+    found: dict[str, Picture] = {}
+    for picture in sorted(pictures, key=lambda picture: picture.label < 0):
+        found.setdefault(picture.hash, picture)
+    return list(found.values())

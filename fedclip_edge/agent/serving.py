@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedclip_edge import log
+from fedclip_edge.agent.answered_pictures import ANSWERED, AnsweredPictures
 from fedclip_edge.agent.answering import Outlets, start_answering
 from fedclip_edge.agent.backlog import Backlog
 from fedclip_edge.agent.broker_choice import BrokerChoice
@@ -37,9 +38,11 @@ from fedclip_edge.agent.now_file import NowFile
 from fedclip_edge.agent.pause import Pause
 from fedclip_edge.agent.publisher import retained, will
 from fedclip_edge.agent.rescan import Rescan, watched
-from fedclip_edge.agent.session import Session, start_session
+from fedclip_edge.agent.session import Session
+from fedclip_edge.agent.session_start import start_session
 from fedclip_edge.agent.settings import Settings
 from fedclip_edge.agent.state_db import StateDb
+from fedclip_edge.agent.state_lock import StateLock
 from fedclip_edge.agent.trainer import LocalTrainer
 from fedclip_edge.agent.trainer_process import TrainerProcess
 from fedclip_edge.config.agent import AgentConfig
@@ -66,6 +69,7 @@ class Box:
 
     settings: Settings
     identity: Identity
+    lock: StateLock
     state_db: StateDb
     store: BundleStore
     children: Children
@@ -106,7 +110,7 @@ def serve(
 
     renew = f"run `fedclip-edge renew {config.id}`, copy its file here and restart the agent"
     expiry = Expiry(config.broker.certificate, renew)
-    duties = Duties(expiry, box.monitor, box.settings, box.pause, box.page, box.now_file)
+    duties = Duties(expiry, box.monitor, box.settings, box.pause, box.lock, box.page, box.now_file)
     early = new_link()
     parts = contextlib.ExitStack()
     try:
@@ -115,10 +119,13 @@ def serve(
         if bundle is not None:
             watchers = [one.tell for one in (box.monitor, box.now_file) if one is not None]
             listeners = [early.tell, progress, *watchers]
-            watch = parts.enter_context(watched(config, bundle))
+            answered = AnsweredPictures(config.state_dir / ANSWERED)
+            parts.callback(answered.close)
+            answered.open()
+            watch = parts.enter_context(watched(config, bundle, answered))
             chosen = _with_provider(box, bundle)
             trainer, rescan, backlog = _prepare(
-                box, chosen, bundle, watch, duties, _each(listeners)
+                box, chosen, bundle, watch, answered, duties, _each(listeners)
             )
         attempts, has_connected = 0, False  # attempts in a row that failed
         waits_for = ""
@@ -189,6 +196,7 @@ def _prepare(
     config: AgentConfig,
     bundle: Bundle,
     watch: FolderWatch,
+    answered: AnsweredPictures,
     duties: Duties,
     progress: Progress,
 ) -> tuple[LocalTrainer, Rescan, Backlog]:
@@ -200,17 +208,19 @@ def _prepare(
     encoder = EncoderProcess(box.children, bundle, config.encoder, cache, limits)
     encoder.between = duties.look
     duties.watch(encoder.worker)
-    features = EncodedFeatures(encoder, cache, key_of(bundle, config.encoder))
+    features = EncodedFeatures(encoder, cache, key_of(bundle, config.encoder), watch)
     events = EventNames(config.data, bundle.classes.names)
     duties.new_pictures = NewPictures(
-        watch, start_answering(config, bundle, box.outlets, features, events)
+        watch,
+        start_answering(config, bundle, box.outlets, features, events, watch.is_absent),
+        answered,
     )
     data = _prepared(config, bundle, encoder, progress, watch, duties)
     work = TrainerProcess(box.children, config, bundle, data.sides, limits)
-    duties.watch(work.worker)
+    duties.watch(work.worker, does_tasks=True)
     trainer = LocalTrainer(config, bundle.classes, bundle.manifest.dim, data, _no_traffic, work)
     duties.quota = CacheQuota(cache, features.feature_key, limits, trainer.needed)
-    rescan = Rescan(config, bundle, encoder.encode, trainer, watch, time.monotonic())
+    rescan = Rescan(config, bundle, encoder.encode, trainer, watch, time.monotonic(), duties.look)
     return trainer, rescan, Backlog(config, bundle, trainer, encoder)
 
 
@@ -226,7 +236,9 @@ def _prepared(
     while True:
         duties.wait()
         try:
-            return prepare_pictures(config, bundle, encoder.encode, progress, watch.index)
+            return prepare_pictures(
+                config, bundle, encoder.encode, progress, watch.index, meanwhile=duties.look
+            )
         except PausedError:
             continue  # what was encoded is in the cache
 

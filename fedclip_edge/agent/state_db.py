@@ -11,6 +11,8 @@ Laws:
   refused, also after a restart.
 - So are the statements that lead from the coordinator's key in agent.toml to its newest one.
 - After a kill or a disk error, a change is in the file completely or not at all.
+- Damage is found when the file is opened, or when the damaged part is read. A damaged update is
+  never offered: it is trained again. `state_files.py` makes a damaged file anew.
 - Two kinds of change are not synced immediately, because losing them in a power cut does no harm.
   One is the next round of a known run: a restarted device joins no round before its hello is
   answered. The other is the final answer to an update: the device offers the update again and gets
@@ -19,60 +21,25 @@ Laws:
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.numpy
+from safetensors import SafetensorError
 
-from fedclip_edge.errors import ConfigError, DiskError
+from fedclip_edge import log
+from fedclip_edge.agent.state_db_file import errors_of, open_state_file
 from fedclip_edge.protocol.hand_over import HandOver
 from fedclip_edge.protocol.message_parts import Address
 from fedclip_edge.records import Arrays, in_order
-from fedclip_edge.storage.sqlite import (
-    Connection,
-    OtherDatabaseError,
-    OtherVersionError,
-    Schema,
-    errors_as,
-    open_database,
-    unsynced,
-)
+from fedclip_edge.storage.sqlite import Connection, unsynced
 
 RUNS = 4  # the open run, and earlier ones that may resume; each takes up to two models' bytes
-_SCHEMA = Schema(
-    version=5,
-    table="parked",
-    script="""
-CREATE TABLE position (
-    only INTEGER PRIMARY KEY CHECK (only = 1), epoch INTEGER NOT NULL, run TEXT NOT NULL,
-    closed INTEGER NOT NULL, over INTEGER NOT NULL
-);
-INSERT INTO position VALUES (1, 0, '', 0, 0);
-CREATE TABLE run (
-    number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE,
-    kept_round INTEGER NOT NULL DEFAULT 0, kept TEXT NOT NULL DEFAULT ''
-);
-CREATE TABLE parked (
-    run TEXT PRIMARY KEY REFERENCES run (id) ON DELETE CASCADE,
-    round INTEGER NOT NULL, exchange TEXT NOT NULL, sha256 TEXT NOT NULL, body BLOB NOT NULL,
-    min_per_class INTEGER NOT NULL
-);
-CREATE TABLE residual (
-    run TEXT NOT NULL REFERENCES run (id) ON DELETE CASCADE, sha256 TEXT NOT NULL,
-    terms BLOB NOT NULL, PRIMARY KEY (run, sha256)
-);
-CREATE TABLE broker (
-    only INTEGER PRIMARY KEY CHECK (only = 1), was_host TEXT NOT NULL, was_port INTEGER NOT NULL,
-    host TEXT NOT NULL, port INTEGER NOT NULL
-);
-CREATE TABLE hand_over (old TEXT PRIMARY KEY, new TEXT NOT NULL, signature TEXT NOT NULL);
-""",
-)
-_DELETE = "delete the file; the device then trains its pending update again"
-_REPAIR = f"free or repair the disk, or {_DELETE}"
 
 
 @dataclass(frozen=True)
@@ -108,15 +75,21 @@ class PendingUpdate:
     min_per_class: int  # the privacy floor of the device when it was made
 
 
+def _nothing() -> None:
+    """Nobody wants to know of a change."""
+
+
 class StateDb:
     """The open state file.
 
-    All methods raise DiskError if the file cannot be read or written. `keep_update` and `forget`
-    are on disk when they return, and so is `move_position` to a new run or epoch.
+    All methods raise DiskError if the file cannot be read or written, DamagedStateError if it is
+    damaged. `keep_update` and `forget` are on disk when they return, and so is `move_position` to a
+    new run or epoch. `on_change` is called after such a move, `add_hand_overs` and `move_broker`.
     """
 
     def __init__(self, path: Path, database: Connection) -> None:
         self.path = path
+        self.on_change: Callable[[], object] = _nothing
         self._database = database
         self._last: tuple[str, str, Arrays] | None = None  # run, update's hash, its residual
 
@@ -136,6 +109,8 @@ class StateDb:
                     "UPDATE position SET epoch = ?, run = ?, closed = ?, over = ?",
                     (position.epoch, position.run, position.closed, position.over),
                 )
+            if not is_next_round:
+                self.on_change()
 
     def keep_update(self, update: PendingUpdate, residual: Arrays) -> None:
         """Store an update until it is resolved, with its residual (protocol/codec.py), float32.
@@ -175,7 +150,15 @@ class StateDb:
             "SELECT run, round, exchange, sha256, body, min_per_class FROM parked WHERE run = ?",
             run,
         )
-        return PendingUpdate(*rows[0]) if rows else None
+        if not rows:
+            return None
+        found = PendingUpdate(*rows[0])
+        if hashlib.sha256(found.payload).hexdigest() != found.sha256:
+            log.event("parked_update_damaged", file=self.path, run=run, round=found.round)
+            with self._writing():
+                self._clear(run)
+            return None
+        return found
 
     def kept_round(self, run: str) -> int:
         """The last round of the run to which the coordinator kept an update; 0 for none."""
@@ -191,7 +174,11 @@ class StateDb:
             "SELECT terms FROM residual JOIN run ON run.id = run AND kept = sha256 WHERE run = ?"
         )
         rows = self._rows(query, run)
-        return safetensors.numpy.load(rows[0][0]) if rows else {}
+        found = _unpacked(rows[0][0]) if rows else {}
+        if found is None:
+            log.event("residual_damaged", file=self.path, run=run)
+            return {}
+        return found
 
     def resolve(self, run: str, sha256: str, *, kept: bool) -> None:
         """Resolve the pending update with this hash, as kept or as permanently refused.
@@ -221,6 +208,7 @@ class StateDb:
                 "INSERT OR REPLACE INTO hand_over VALUES (?, ?, ?)",
                 [(one.old, one.new, one.signature) for one in statements],
             )
+        self.on_change()
 
     def hand_overs(self) -> tuple[HandOver, ...]:
         """All statements that are stored; their signatures are checked when they are used."""
@@ -237,12 +225,18 @@ class StateDb:
                 "INSERT OR REPLACE INTO broker VALUES (1, ?, ?, ?, ?)",
                 (was.host, was.port, now.host, now.port),
             )
+        self.on_change()
 
     def broker(self, was: Address) -> Address | None:
         """The address that the broker at `was` moved to; None if it did not move."""
         query = "SELECT host, port FROM broker WHERE was_host = ? AND was_port = ?"
         rows = self._rows(query, was.host, was.port)
         return Address(*rows[0]) if rows else None
+
+    def broker_move(self) -> tuple[Address, Address] | None:
+        """The address that agent.toml had when the broker moved, and the new one."""
+        rows = self._rows("SELECT was_host, was_port, host, port FROM broker")
+        return (Address(*rows[0][:2]), Address(*rows[0][2:])) if rows else None
 
     def close(self) -> None:
         self._database.close()
@@ -258,40 +252,24 @@ class StateDb:
     @contextmanager
     def _writing(self, *, synced: bool = True) -> Iterator[None]:
         """Open a transaction; on a disk error nothing is changed."""
-        refused = _refused(
-            self.path,
-            "written",
-            "free or repair the disk and restart the agent; acknowledged contributions are safe",
-        )
         waiting = nullcontext() if synced else unsynced(self._database)
-        with errors_as(refused), waiting, self._database:
+        with errors_of(self.path, "written"), waiting, self._database:
             yield
 
     def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
-        with errors_as(_refused(self.path, "read", _REPAIR)):
+        with errors_of(self.path, "read"):
             return self._database.execute(query, values).fetchall()
 
 
 def open_state_db(path: Path) -> StateDb:
-    """Open the file; create it if it is missing.
+    """Open the file; create it if it is missing. Raises the errors of `open_state_file`."""
+    return StateDb(path, open_state_file(path))
 
-    Raises ConfigError if it is not a state file of this version, DiskError on a disk error.
-    """
+
+def _unpacked(terms: bytes) -> Arrays | None:
+    """The arrays of a residual; None if they are damaged."""
     try:
-        with errors_as(_refused(path, "opened", _REPAIR)):
-            database = open_database(path, _SCHEMA)
-            database.execute("PRAGMA foreign_keys = ON")
-    except OtherDatabaseError:
-        raise ConfigError(
-            f"{path} is a database of another program; set 'state_dir' to another folder"
-        ) from None
-    except OtherVersionError as error:
-        raise ConfigError(
-            f"{path} has format version {error.version}, this program uses {_SCHEMA.version}; "
-            + _DELETE
-        ) from None
-    return StateDb(path, database)
-
-
-def _refused(path: Path, what: str, remedy: str) -> Callable[[Exception], DiskError]:
-    return lambda error: DiskError(f"{path} cannot be {what} ({error}); {remedy}")
+        found: Arrays = safetensors.numpy.load(terms)
+    except (SafetensorError, KeyError, TypeError, ValueError):
+        return None
+    return found if all(np.isfinite(term).all() for term in found.values()) else None

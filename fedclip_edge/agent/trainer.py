@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -18,7 +18,7 @@ from fedclip_edge.agent.withholding import Numbers, count_shared, log_withheld
 from fedclip_edge.config.agent import AgentConfig
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.learning import methods
-from fedclip_edge.learning.schedule import Schedule
+from fedclip_edge.learning.schedule import Schedules
 from fedclip_edge.protocol.codec import CODECS
 from fedclip_edge.protocol.message_parts import MAX_CLASSES, SIDES, Capabilities, Pictures
 from fedclip_edge.protocol.report import Report
@@ -66,7 +66,10 @@ class LocalTrainer:
     train_s: float = 0.0  # seconds in `fit` so far, without starting a process and loading torch
     busy_s: float = 0.0  # seconds in `fit` and `evaluate` so far
     _shared: Numbers | None = None  # for the floor of the last plan
-    _scheduled: Schedule | None = None  # of the last plan
+    _schedules: Schedules = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._schedules = Schedules(self.classes, self.dim)
 
     @property
     def evaluates(self) -> bool:
@@ -142,22 +145,25 @@ class LocalTrainer:
             yield from (picture.hash for picture in side)
 
     def shapes(self, plan: Plan, closed: int) -> Shapes:
-        return self._schedule(plan).layout(closed).parameters
+        return self._schedules.of(plan).layout(closed).parameters
 
     def fit(self, model: Model, plan: Plan) -> Update:
         began = time.monotonic()
         floor = max(self.config.min_per_class, methods.min_per_class(plan))
         self._share(floor)
-        made, took_s = self.work.fit(model, plan, floor)
+        try:
+            made, took_s = self.work.fit(model, plan, floor)
+        finally:  # also if nobody wants the result any more
+            self.busy_s += time.monotonic() - began
         self.train_s += took_s
-        self.busy_s += time.monotonic() - began
         return made
 
     def evaluate(self, model: Model, plan: Plan, *, final: bool) -> Measured:
         began = time.monotonic()
-        measured = self.work.evaluate(model, plan, final)
-        self.busy_s += time.monotonic() - began
-        return measured
+        try:
+            return self.work.evaluate(model, plan, final)
+        finally:
+            self.busy_s += time.monotonic() - began
 
     def report(
         self, run: str, model: Model, version: str, measured: Measured, wait_s: float
@@ -181,11 +187,6 @@ class LocalTrainer:
             wait_s=wait_s,
             per_class=measured.per_class,
         )
-
-    def _schedule(self, plan: Plan) -> Schedule:
-        if self._scheduled is None or self._scheduled.plan != plan:
-            self._scheduled = Schedule(plan, self.classes, self.dim)
-        return self._scheduled
 
     def _share(self, min_per_class: int) -> Numbers:
         """Withhold classes with fewer pictures, and log it when the withheld pictures change."""

@@ -11,7 +11,7 @@ import functools
 import io
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from fedclip_edge.learning.evaluation import evaluate, top1
 from fedclip_edge.learning.methods import zeroshot
 from fedclip_edge.learning.personal import personal
 from fedclip_edge.learning.run_steps import exchanges
-from fedclip_edge.learning.schedule import Schedule
+from fedclip_edge.learning.schedule import Schedules
 from fedclip_edge.learning.unknown import rule_of
 from fedclip_edge.records import F32, ClassTexts, Measured, Model, Plan, Update
 from fedclip_edge.storage import atomic
@@ -53,7 +53,10 @@ class Training:
     data: DeviceFeatures
     load: Callable[[], None] = load_torch  # called before training by gradients
     _shared: Shared | None = None  # for the floor of the last plan
-    _scheduled: Schedule | None = None  # of the last plan
+    _schedules: Schedules = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._schedules = Schedules(self.classes, self.dim)
 
     def fit(self, model: Model, plan: Plan, floor: int) -> tuple[Update, float]:
         """Answer the exchange after `model`, as `Learner.fit`.
@@ -63,7 +66,7 @@ class Training:
         """
         self._load_for(plan)
         began = time.monotonic()
-        schedule, least = self._schedule(plan), self.config.min_votes
+        schedule, least = self._schedules.of(plan), self.config.min_votes
         made = local.answer(schedule, model, self._share(floor), self.config.id, least)
         return made, time.monotonic() - began
 
@@ -111,11 +114,6 @@ class Training:
     def _load_for(self, plan: Plan) -> None:
         if methods.get(plan.method).traits.is_averaged:
             self.load()
-
-    def _schedule(self, plan: Plan) -> Schedule:
-        if self._scheduled is None or self._scheduled.plan != plan:
-            self._scheduled = Schedule(plan, self.classes, self.dim)
-        return self._scheduled
 
     def _share(self, floor: int) -> Shared:
         if self._shared is None or self._shared.numbers.min_per_class != floor:

@@ -101,7 +101,8 @@ class Trust:
         if direct and manifest.answers != self.incarnation:
             raise PeerError(
                 f"the manifest answers the process {manifest.answers[:40]!r}, "
-                f"this one is {self.incarnation!r}"
+                f"this one is {self.incarnation!r}; if that is no earlier process of this device, "
+                "another box has its id and key: give that box its own"
             )
         known = self.state_db.position
         is_done = manifest.phase == "done"

@@ -6,7 +6,9 @@ raises on purpose becomes a message on standard error and the exit code of its c
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 import signal
 import sys
 from types import FrameType
@@ -118,15 +120,15 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted", err=True)
+        _complain("interrupted")
         sys.exit(128 + signal.SIGINT)
     except FedclipError as error:
-        click.echo(f"fedclip-edge: {error}", err=True)
+        _complain(f"fedclip-edge: {error}")
         sys.exit(error.exit_code)
     except OSError as error:  # not turned into a FedclipError elsewhere
         where = f"{error.filename}: " if error.filename else ""
         kind, remedy = _of_system(error)
-        click.echo(f"fedclip-edge: {where}{error.strerror or error}; {remedy}", err=True)
+        _complain(f"fedclip-edge: {where}{error.strerror or error}; {remedy}")
         sys.exit(kind.exit_code)
     except ModuleNotFoundError as error:
         library = (error.name or "").split(".")[0]
@@ -134,14 +136,22 @@ def main() -> None:
             raise
         asked = next((word for word in sys.argv[1:] if word in cli.commands), "")
         extra = f"pip install 'fedclip-edge[{_EXTRAS.get(asked, 'all')}]'"
-        click.echo(f"fedclip-edge: {library} is not installed; install it with {extra}", err=True)
+        _complain(f"fedclip-edge: {library} is not installed; install it with {extra}")
         sys.exit(ConfigError.exit_code)
+
+
+def _complain(message: str) -> None:
+    """Write a line to standard error, which may be a file on a full disk."""
+    with contextlib.suppress(OSError):
+        click.echo(message, err=True)
 
 
 def _of_system(error: OSError) -> tuple[type[FedclipError], str]:
     """The class of an error of the operating system, and what to do."""
     if isinstance(error, NotADirectoryError | IsADirectoryError | FileExistsError):
         return ConfigError, "name another file or folder"
+    if isinstance(error, PermissionError):
+        return DiskError, f"let this user (uid {os.geteuid()}) use it, or choose another folder"
     return DiskError, "free disk space, repair the disk or choose another folder, then start again"
 
 

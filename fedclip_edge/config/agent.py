@@ -82,7 +82,7 @@ class EncoderConfig:
     # numbers that the encoder computes with: bf16 is faster on processors that have it, and less
     # exact; only OpenVINO offers it. "auto" takes bf16 where it is faster and exact enough.
     precision: Arithmetic = "auto"
-    threads: int = 0  # for decoding, and for an encoder on the CPU; 0: one for each usable core
+    threads: int = 0  # that decode, and encode on the CPU; 0: one for each usable core
     batch_size: int = 0  # pictures encoded at once; 0: chosen for the number of threads
     engine_dir: Path | None = None  # folder of TensorRT engines; default: the user's cache folder
     fast: bool = False  # decode JPEGs at a lower resolution: faster, with slightly other features

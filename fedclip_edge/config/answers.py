@@ -40,6 +40,11 @@ class AnswersBroker(BrokerAddress):
                 f"{name}: expected names with / between them, without + and #, got {topic[:80]!r}",
             )
 
+    @property
+    def access_advice(self) -> str:
+        """The next step if the access list of the broker denies a topic."""
+        return "add the lines that `fedclip-edge agent --access-list` prints to the access list"
+
 
 @dataclass(frozen=True)
 class AnswersConfig:

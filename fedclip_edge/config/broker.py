@@ -44,3 +44,11 @@ class BrokerAddress:
             self.certificate is None or self.ca is not None,
             "ca: missing; a certificate also needs ca, the certificate of its authority",
         )
+
+    @property
+    def access_advice(self) -> str:
+        """The next step if the access list of the broker denies a topic."""
+        return (
+            "compare 'fleet' with the fleet in the access list, and the user name with the "
+            "device's id"
+        )

@@ -156,7 +156,7 @@ class JournalFile:
     def empty_log(self) -> None:
         """Move everything from the write-ahead log into the file, outside a transaction."""
         with errors_as(self._unusable("written"), self._malformed):
-            self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            empty_log(self._database, waits=True)
 
     @contextmanager
     def transaction(self, *, overwrites: bool = False) -> Iterator[Connection]:

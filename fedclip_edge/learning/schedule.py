@@ -243,3 +243,18 @@ class Schedule:
             if stage.method == mixture.method_of(label):
                 return layout.parameters
         return {}
+
+
+@dataclass(eq=False)
+class Schedules:
+    """The schedules of plans; that of the last plan is kept, because each exchange asks for it."""
+
+    classes: ClassTexts
+    dim: int  # D
+    _last: Schedule | None = None
+
+    def of(self, plan: Plan) -> Schedule:
+        """Return the schedule of a plan, as `Schedule` is made with it."""
+        if self._last is None or self._last.plan != plan:
+            self._last = Schedule(plan, self.classes, self.dim)
+        return self._last

@@ -12,8 +12,9 @@ import gc
 import sys
 from collections.abc import Callable
 
-_MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
-_LARGE_BYTES = 1 << 20
+# Parameters of mallopt, from glibc's malloc.h.
+_MMAP_THRESHOLD, _ARENA_MAX = -3, -8
+_LARGE_BYTES = 128 * 1024
 
 
 def trim() -> None:
@@ -27,13 +28,15 @@ def trim() -> None:
 def free_large_at_once() -> None:
     """Let each large block go back when it is freed; without glibc, do nothing.
 
-    After the first large block, glibc keeps others of that size in the heap of their thread.
+    After the first large block, glibc keeps others of that size in the heap of their thread. All
+    threads share one heap from now on.
     """
     if sys.platform != "linux":
         return
     function = getattr(ctypes.CDLL(None), "mallopt", None)
     if function is not None:
         function(_MMAP_THRESHOLD, _LARGE_BYTES)
+        function(_ARENA_MAX, 1)
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from typing import IO
 from fedclip_edge.errors import ConfigError
 
 # `is_locked` holds a lock for a moment: that is no other process that uses the file.
-_LOOKS_S = 0.2
+_LOOKS_S = 0.5
 
 
 def lock_file(path: Path, what: str) -> IO[bytes]:

@@ -178,15 +178,24 @@ def rewrite(database: Connection) -> None:
     database.execute("VACUUM")
 
 
-def empty_log(database: Connection) -> bool:
-    """Copy the write-ahead log into the file and empty it; False while another process reads it."""
+def empty_log(database: Connection, *, waits: bool = False) -> bool:
+    """Copy the write-ahead log into the file and empty it; False while another process reads it.
+
+    With `waits`, up to 30 seconds for that process. Call it outside a transaction.
+    """
     (waits_ms,) = database.execute("PRAGMA busy_timeout").fetchone()
-    database.execute("PRAGMA busy_timeout = 0")
+    if not waits:
+        database.execute("PRAGMA busy_timeout = 0")
     try:
         (is_busy, *_) = database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     finally:
         database.execute(f"PRAGMA busy_timeout = {waits_ms}")
     return not is_busy
+
+
+def damage(what: str) -> Exception:
+    """The error that sqlite3 raises for a damaged file, for damage that the caller has found."""
+    return sqlite3.DatabaseError(what)
 
 
 @contextmanager

@@ -238,7 +238,7 @@ class PahoTransport:
             return
         if reason.is_failure:
             refusal = f"the broker at {self._where} refused the connection for now"
-            self._inbox.complain(f"{refusal}: {reason_codes.advised(str(reason))}")
+            self._inbox.complain(f"{refusal}: {reason_codes.advised(str(reason), self._address)}")
             return
         if self._dialect.version == 5:  # 3.1.1 announces no limits: keep the last known ones
             packet_bytes = getattr(said, "MaximumPacketSize", None)
@@ -263,7 +263,7 @@ class PahoTransport:
         topic, reason = next(iter(denied.items()))
         complaint = (
             f"the broker at {self._where} refused the subscription of {self._client_id!r} to "
-            f"{topic}: {reason_codes.advised(reason)}"
+            f"{topic}: {reason_codes.advised(reason, self._address)}"
         )
         if reason in reason_codes.NEVER_SUBSCRIBED:
             self._inbox.refuse(complaint)
@@ -308,7 +308,11 @@ class PahoTransport:
             limit = self._watch.link_ended(reason, on_way_bytes)
             if limit:
                 self._inbox.note("broker_limit", limit)
-            why = "" if self._watch.is_reported else why or reason_codes.of_lost_link(reason)
+            why = (
+                ""
+                if self._watch.is_reported
+                else why or reason_codes.of_lost_link(reason, self._address)
+            )
         self._is_back = why != ""
         self._inbox.link_down(Disconnected(why))
 
@@ -346,7 +350,7 @@ class PahoTransport:
                 self._inbox.note("broker_limit", limit)
         else:
             topic = "" if sent is None else sent.topic
-            self._inbox.note("message_not_taken", reason_codes.advised(why), topic)
+            self._inbox.note("message_not_taken", reason_codes.advised(why, self._address), topic)
 
     def _on_socket_open(self, _client: mqtt.Client, _data: Any, opened: Any) -> None:
         # There are many small messages: with Nagle's algorithm each could wait up to 40 ms.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fedclip_edge.config.broker import BrokerAddress
+
 _LOGIN = (
     "correct username and password under [broker], or let this user in at the broker; with "
     "certificates, the user name is the name in the certificate"
@@ -24,10 +26,7 @@ _ADVICE = {
         "raise the broker's limit (mosquitto: max_packet_size), or set max_packet_bytes under "
         "[broker] to it"
     ),
-    "Not authorized": (
-        "the broker's access list denies it; compare 'fleet' with the fleet in the access list, "
-        "and the user name with the device's id"
-    ),
+    "Not authorized": "the broker's access list denies it",
     "Retain not supported": "turn on retained messages in the broker (mosquitto: retain_available)",
     "QoS not supported": "allow QoS 1 in the broker (mosquitto: max_qos)",
     "Quota exceeded": "this client exceeded a limit of the broker; raise the limit",
@@ -37,11 +36,12 @@ _ADVICE = {
 _BROKE = "the connection broke, or the broker ended it without a reason; its log may say more"
 
 
-def advised(reason: str) -> str:
+def advised(reason: str, address: BrokerAddress) -> str:
     """The reason, followed by advice if there is any."""
-    return f"{reason}: {_ADVICE[reason]}" if reason in _ADVICE else reason
+    advice = f"{reason}: {_ADVICE[reason]}" if reason in _ADVICE else reason
+    return f"{advice}; {address.access_advice}" if reason == "Not authorized" else advice
 
 
-def of_lost_link(reason: str) -> str:
+def of_lost_link(reason: str, address: BrokerAddress) -> str:
     """The reason why a link ended, followed by advice if there is any."""
-    return _BROKE if reason == "Unspecified error" else advised(reason)
+    return _BROKE if reason == "Unspecified error" else advised(reason, address)

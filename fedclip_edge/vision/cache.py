@@ -23,9 +23,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from fedclip_edge.errors import DataError
 from fedclip_edge.records import BOOL, F32
-from fedclip_edge.vision.cache_file import errors_of, open_cache_file
+from fedclip_edge.vision.cache_file import UnusableCacheError, errors_of, open_cache_file
 from fedclip_edge.vision.feature_block import Block, unpack
 
 T = TypeVar("T")
@@ -58,8 +57,7 @@ class FeatureCache:
     def __init__(self, path: Path) -> None:
         """Open the file, or create it.
 
-        Raises DataError if the file is not a feature cache of this version, is damaged, or cannot
-        be read or written.
+        Raises the errors of `open_cache_file`.
         """
         self.path = path
         self.damaged = 0  # features that were deleted because their block was damaged
@@ -69,8 +67,8 @@ class FeatureCache:
         """Return the cached raw features of these distinct picture hashes as one array.
 
         Blocks whose checksum is wrong are deleted, and their features are added to `damaged`.
-        Raises DataError if the file is damaged otherwise, if it has features of several widths
-        under this key, or if it cannot be read.
+        Raises UnusableCacheError if the file is damaged otherwise, or has features of several
+        widths under this key, and DiskError if it cannot be read.
         """
         with errors_of(self.path):
             rows, damaged = self._read(hashes, feature_key)
@@ -90,8 +88,8 @@ class FeatureCache:
     def put(self, features: Mapping[str, F32], feature_key: str) -> None:
         """Store raw features, float32 (D,) each, by picture hash, in one transaction.
 
-        A feature that is already stored is kept. Raises DataError if the file is damaged or cannot
-        be written.
+        A feature that is already stored is kept. Raises UnusableCacheError if the file is
+        damaged, and DiskError if it cannot be written.
         """
         vectors = {picture: np.asarray(one, "<f4") for picture, one in features.items()}
         with errors_of(self.path), self._db:
@@ -107,7 +105,7 @@ class FeatureCache:
     def forget(self, hashes: Iterable[str]) -> int:
         """Delete the features of these pictures under all keys; return their number.
 
-        Raises DataError like `put`.
+        Raises the errors of `put`.
         """
         gone, deleted = set(hashes), 0
         emptied: list[int] = []
@@ -130,7 +128,7 @@ class FeatureCache:
     def note_use(self, hashes: Sequence[str], feature_key: str, day: int) -> None:
         """Remember the day on which these features were used last, for `trim`.
 
-        Only a cache that is trimmed needs this. Raises DataError like `put`.
+        Only a cache that is trimmed needs this. Raises the errors of `put`.
         """
         with errors_of(self.path), self._db:
             self._db.execute(_USED)
@@ -141,7 +139,7 @@ class FeatureCache:
             )
 
     def held_bytes(self) -> int:
-        """The size of what the file holds, without what is free in it; raises DataError."""
+        """The size of what the file holds, without what is free in it; raises as `put`."""
         with errors_of(self.path):
             size, pages, free = (
                 self._db.execute(f"PRAGMA {what}").fetchone()[0]
@@ -155,7 +153,7 @@ class FeatureCache:
         A block is deleted as a whole. With `unused_since`, blocks that were used on this day or
         later stay. Without, the file holds at most four fifths of `most_bytes` afterwards. It does
         not shrink, but what is free in it is used again. Returns the number of deleted features.
-        Raises DataError like `put`.
+        Raises the errors of `put`.
         """
         held = self.held_bytes()
         if held <= most_bytes:
@@ -204,7 +202,7 @@ class FeatureCache:
             if not found.any():
                 vectors = np.zeros((len(hashes), dim), np.float32)
             elif vectors.shape[1] != dim:
-                raise DataError(
+                raise UnusableCacheError(
                     f"the feature cache {self.path} has features of width {vectors.shape[1]} and "
                     f"{dim} of one encoder; delete it, and the features are computed again"
                 )

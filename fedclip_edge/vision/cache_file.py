@@ -34,15 +34,18 @@ CREATE INDEX IF NOT EXISTS block_of_key ON block (key);
 )
 
 
-class DamagedCacheError(DataError):
-    """The file is damaged, so its features have to be computed again."""
+class UnusableCacheError(DataError):
+    """The features in the file cannot be used: it is damaged, or of another version.
+
+    Nothing in it is lost for good: its owner may delete it (`delete_cache_file`).
+    """
 
 
 def open_cache_file(path: Path) -> Connection:
     """Open the file, or create it.
 
-    Raises DataError if it is not a feature cache of this version or is damaged, and DiskError if it
-    cannot be read or written.
+    Raises UnusableCacheError if it is damaged or of another version of this program, DataError if
+    it is another program's database, and DiskError if it cannot be read or written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +77,7 @@ def _opening(path: Path) -> Iterator[None]:
             "folder"
         ) from None
     except OtherVersionError:
-        raise DataError(
+        raise UnusableCacheError(
             f"the feature cache {path} was made by another version of this program; "
             "delete it, and the features are computed again"
         ) from None
@@ -87,14 +90,14 @@ def delete_cache_file(path: Path) -> None:
             Path(f"{path}{end}").unlink(missing_ok=True)
     except OSError as error:
         raise DiskError(
-            f"the damaged feature cache {path} cannot be deleted: {error.strerror or error}; "
+            f"the feature cache {path} has to be deleted, and cannot be: {error.strerror or error}; "
             "free or repair the disk"
         ) from error
 
 
 @contextmanager
 def errors_of(path: Path) -> Iterator[None]:
-    """Turn SQLite's errors into a DiskError, or a DamagedCacheError."""
+    """Turn SQLite's errors into a DiskError, or an UnusableCacheError."""
 
     def refused(error: Exception) -> DiskError:  # locked, read-only, disk full
         return DiskError(
@@ -102,13 +105,13 @@ def errors_of(path: Path) -> Iterator[None]:
             "check the free disk space, the permissions and other programs that use the file"
         )
 
-    def damaged(error: Exception) -> DamagedCacheError:
+    def damaged(error: Exception) -> UnusableCacheError:
         if "not a database" in str(error):  # it may be a file that the user needs
-            return DamagedCacheError(
+            return UnusableCacheError(
                 f"{path} is not a feature cache, or is badly damaged; name another file, or delete "
                 "it if it is a cache, and the features are computed again"
             )
-        return DamagedCacheError(
+        return UnusableCacheError(
             f"the feature cache {path} is damaged ({error}); "
             "delete it, and the features are computed again"
         )

@@ -5,6 +5,8 @@ Laws:
 - If two of them disagree, the first in this order counts: a label that a person gave on this
   device, the manifest (`[data] labels`), the side-car, the class folder.
 - A name that is no class of the bundle labels nothing, and is listed with the nearest class.
+- A side-car or a manifest may be UTF-8, or UTF-16 or UTF-32 with a mark (BOM). A side-car in
+  another encoding, or a .json that is no JSON, labels nothing and is listed.
 - Class names are compared in Unicode form NFC.
 
 A manifest is a CSV file with a header and the columns `file` and `label`, or a file of JSON lines
@@ -27,7 +29,7 @@ from typing import NamedTuple
 
 from fedclip_edge.errors import ConfigError, DataError
 from fedclip_edge.records import normalized_name
-from fedclip_edge.storage.text_file import read_text
+from fedclip_edge.storage.text_file import decode, parse_json, read_text
 from fedclip_edge.vision.picture_bytes import open_file
 from fedclip_edge.vision.picture_files import Skipped, labels_of, unreadable
 from fedclip_edge.vision.picture_index import FileState, state_of
@@ -60,7 +62,7 @@ class Labels:
     by_person: Callable[[], Mapping[str, str]] = dict
     unused: list[Skipped] = field(default_factory=list)
     overruled: list[Skipped] = field(default_factory=list)
-    side_cars: set[Path] = field(default_factory=set)  # those that have a label
+    side_cars: set[Path] = field(default_factory=set)  # with a label, or in `unused`
     _person: Mapping[str, str] = field(default_factory=dict)
     _named: dict[str, str] = field(default_factory=dict)  # class name by path, of the manifest
     _state: FileState | None = None  # of the manifest
@@ -146,6 +148,12 @@ class Labels:
             self._by_name[name] = self._labels.get(normalized_name(name), UNLABELLED)
         return self._by_name[name]
 
+    def _leave_out(self, side_car: Path, reason: str) -> None:
+        """List a side-car once, although its picture may be asked for again."""
+        if side_car not in self.side_cars:
+            self.side_cars.add(side_car)
+            self.unused.append(Skipped(side_car, reason))
+
     def _side_car(self, name: str) -> str:
         folder, _, file = name.rpartition(os.sep)
         if folder not in self._beside:
@@ -159,7 +167,11 @@ class Labels:
             for ending in _SIDE_CARS:
                 if stem + ending in self._beside[folder]:
                     path = Path(folder, stem + ending)
-                    label = _read_side_car(path)
+                    try:
+                        label = _read_side_car(path)
+                    except ConfigError as error:
+                        self._leave_out(path, str(error))
+                        continue
                     if label:
                         self.side_cars.add(path)
                         return label
@@ -226,16 +238,20 @@ def _json_lines(path: Path, text: str) -> Iterator[tuple[str, str]]:
 
 
 def _read_side_car(path: Path) -> str:
-    """The label of a side-car; empty if the file is something else."""
+    """The label of a side-car; empty if the file is something else.
+
+    Raises ConfigError if it is not text in one of the encodings, or no JSON.
+    """
     try:
         with open_file(path) as file:
-            text = file.read(_SIDE_CAR_BYTES + 1).decode("utf-8-sig")
-        if len(text) > _SIDE_CAR_BYTES:
-            return ""
-        if path.suffix == ".txt":
-            return text.strip().partition("\n")[0].strip()
-        found = json.loads(text)
-        label = found.get("label") if isinstance(found, dict) else None
-    except (OSError, ValueError, RecursionError):
+            data = file.read(_SIDE_CAR_BYTES + 1)
+    except OSError:
         return ""
+    if len(data) > _SIDE_CAR_BYTES:
+        return ""
+    text = decode(data, f"the side-car {path.name}")
+    if path.suffix == ".txt":
+        return text.strip().partition("\n")[0].strip()
+    found = parse_json(text, f"the side-car {path.name}")
+    label = found.get("label") if isinstance(found, dict) else None
     return label.strip() if isinstance(label, str) else ""

@@ -5,6 +5,7 @@ A box whose features are all cached never loads onnxruntime.
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 from fedclip_edge.config.agent import EncoderConfig
@@ -24,6 +25,7 @@ class LazyEncoder:
         self._bundle = bundle
         self._config = config
         self._encoder: Encoder | None = None
+        self._loading = threading.Lock()
 
     @property
     def dim(self) -> int:
@@ -39,12 +41,16 @@ class LazyEncoder:
         Raises the errors of `Encoder.embed`, and at the first call those of `open_encoder`; then
         BundleError too if the folder has another bundle by now.
         """
-        if self._encoder is None:
-            from fedclip_edge.vision.encoder import open_encoder
+        return self._loaded().embed(pixels)
 
-            self._check_bundle()
-            self._encoder = open_encoder(self._bundle, self._config)
-        return self._encoder.embed(pixels)
+    def _loaded(self) -> Encoder:
+        with self._loading:
+            if self._encoder is None:
+                from fedclip_edge.vision.encoder import open_encoder
+
+                self._check_bundle()
+                self._encoder = open_encoder(self._bundle, self._config)
+            return self._encoder
 
     def _check_bundle(self) -> None:
         """Raise BundleError if features would be stored under the key of another encoder."""

@@ -249,19 +249,22 @@ class PictureIndex:
             ) from None
 
     def take(self, database: Connection) -> None:
-        """Take the hashes and events of an open file; raises sqlite3's errors."""
-        self._known = {
-            os.fsdecode(path): _Known(
-                FileState(size, mtime_ns, ctime_ns, int(inode)), found, read_s
-            )
-            for path, size, mtime_ns, ctime_ns, inode, found, read_s in database.execute(
-                "SELECT * FROM file"
-            )
-        }
-        self.events = {
-            picture: Event(taken_s, key)
-            for picture, taken_s, key in database.execute("SELECT * FROM event")
-        }
+        """Take the hashes and events of an open file; raises sqlite3's errors, or _DamagedError."""
+        files = database.execute("SELECT * FROM file")
+        events = database.execute("SELECT * FROM event")
+        try:
+            self._known = {
+                os.fsdecode(path): _Known(
+                    FileState(size, mtime_ns, ctime_ns, int(inode)), _hex(found), int(read_s)
+                )
+                for path, size, mtime_ns, ctime_ns, inode, found, read_s in files
+            }
+            self.events = {
+                picture: Event(float(taken_s), _hex(key)) for picture, taken_s, key in events
+            }
+        except (TypeError, ValueError) as error:  # SQLite does not notice a changed value
+            self._known, self.events = {}, {}
+            raise _DamagedError(str(error)) from error
 
     def _refused(self, error: Exception) -> DiskError:
         return DiskError(
@@ -288,6 +291,12 @@ def read_index(file: Path) -> PictureIndex:
 
 class _DamagedError(Exception):
     """The file is damaged."""
+
+
+def _hex(text: str) -> str:
+    """Return a text of hex digits as it is; raises ValueError or TypeError for anything else."""
+    bytes.fromhex(text)
+    return text
 
 
 def _row(name: str, known: _Known) -> tuple[bytes, int, int, int, str, str, int]:

@@ -4,6 +4,8 @@ Laws:
 
 - A cache that cannot be used costs time, never the command: it is named once, and every picture is
   encoded.
+- In its default place, a cache that is damaged or of another version of this program is deleted. A
+  file that the user has named is never deleted: it may be something else.
 - The file does not grow without end: features that were not used for longest are deleted.
 """
 
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -18,8 +21,10 @@ import numpy as np
 
 from fedclip_edge.errors import ConfigError, DataError, DiskError, FedclipError
 from fedclip_edge.records import F32
+from fedclip_edge.storage.lock import locked_folder
 from fedclip_edge.storage.user_cache import cache_folder
 from fedclip_edge.vision.cache import FeatureCache, Rows
+from fedclip_edge.vision.cache_file import UnusableCacheError, delete_cache_file
 
 MOST_BYTES = 2 * 10**9  # some 400,000 pictures with features of width 512
 _DAY_S = 24 * 60 * 60
@@ -51,7 +56,7 @@ class SharedCache:
         except OSError:
             pass  # the file exists, or the next line says what is wrong
         try:
-            self._file = FeatureCache(path)
+            self._file = self._opened()
         except _UNUSABLE as error:
             self._give_up(error)
 
@@ -100,11 +105,32 @@ class SharedCache:
             self._file.close()
             self._file = None
 
+    def _opened(self) -> FeatureCache:
+        """Open the file; in the default place, make one anew that cannot be used."""
+        try:
+            return FeatureCache(self.path)
+        except UnusableCacheError as error:
+            if self.path != default_path():
+                raise
+            reason = str(error.__cause__ or error).partition(";")[0]
+        self._warn(f"makes the feature cache {self.path} anew, which only costs time: {reason}")
+        try:
+            with locked_folder(self.path.parent):  # several commands may begin at the same time
+                with suppress(UnusableCacheError):
+                    return FeatureCache(self.path)
+                delete_cache_file(self.path)
+                return FeatureCache(self.path)
+        except OSError as error:
+            raise DiskError(f"{self.path.parent} cannot be locked: {error.strerror}") from error
+
     def _give_up(self, error: FedclipError) -> None:
         self._warn(f"goes on without the feature cache, which only costs time: {error}")
         if self._file is not None:
             self._file.close()
             self._file = None
+            if isinstance(error, UnusableCacheError) and self.path == default_path():
+                with suppress(DiskError):
+                    delete_cache_file(self.path)
 
     def __enter__(self) -> SharedCache:
         return self

@@ -13,6 +13,7 @@ Laws:
   never loaded.
 - A folder gets its final name only after the engine in it has run. Until then it has a temporary
   name, because an interrupted ONNX Runtime can leave an incomplete engine file.
+- A stored engine that does not load is replaced by a new one once that has run.
 """
 
 from __future__ import annotations
@@ -105,10 +106,12 @@ def check_precision(precision: str, name: str) -> None:
 def new_engine(folder: Path) -> Iterator[Path]:
     """Yield a folder to build an engine in, and rename it to `folder` at the end.
 
-    If another process has made `folder` meanwhile, that one is kept. Raises DiskError if the folder
-    cannot be written, and ConfigError if no engine is in it at the end; ONNX Runtime would then run
-    the whole graph on other providers without an error.
+    If `folder` exists at the beginning, it is replaced. If another process makes it meanwhile, that
+    one is kept. Raises DiskError if the folder cannot be written, and ConfigError if no engine is
+    in it at the end; ONNX Runtime would then run the whole graph on other providers without an
+    error.
     """
+    is_replaced = folder.exists()
     try:
         with beside(folder) as new:
             for known in folder.parent.glob("*.timing"):  # of other encoders; speeds up the build
@@ -121,6 +124,8 @@ def new_engine(folder: Path) -> Iterator[Path]:
                 )
             for timing in new.glob("*.timing"):
                 timing.replace(folder.parent / timing.name)
+            if is_replaced:
+                shutil.rmtree(folder, ignore_errors=True)
             with contextlib.suppress(OSError):  # another process was first; both engines are valid
                 new.rename(folder)
     except OSError as error:

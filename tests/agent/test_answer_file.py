@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -46,6 +47,18 @@ def test_each_line_is_there_at_once(tmp_path: Path) -> None:
         assert lines(file.path) == [str(n) for n in range(number + 1)]
 
 
+def test_a_huge_file_without_a_line_is_renamed_unread(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"old\n")
+    os.truncate(path, 10**12)  # zeros that take no space
+    AnswerFile(path, 10_000, 2).add(b"new\n", 0.0)
+    assert path.read_bytes() == b"new\n"
+    assert Path(f"{path}.1").stat().st_size == 10**12
+    os.truncate(path, 1_000_000)  # as after a power cut
+    AnswerFile(path, 10_000, 2).add(b"newer\n", 0.0)
+    assert path.read_bytes() == b"new\nnewer\n"
+
+
 def test_a_second_process_goes_on_where_the_first_ended(tmp_path: Path) -> None:
     for number in range(2):
         AnswerFile(tmp_path / "a", 10_000, 2).add(b"%d\n" % number, 0.0)
@@ -87,6 +100,29 @@ def test_a_line_that_a_power_cut_left_incomplete_is_removed(
     (tmp_path / "a").write_bytes(whole + torn)
     AnswerFile(tmp_path / "a", 1_000_000, 2).add(b"4\n", 0.0)
     assert (tmp_path / "a").read_bytes() == whole + b"4\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "step"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "free or repair the disk"),
+        (PermissionError(errno.EACCES, "Permission denied"), f"let this user (uid {os.geteuid()})"),
+        (IsADirectoryError(errno.EISDIR, "Is a directory"), "move away what is in its place"),
+    ],
+)
+def test_each_fault_has_its_own_step(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: OSError,
+    step: str,
+) -> None:
+    def fails(*_: object) -> int:
+        raise error
+
+    monkeypatch.setattr(os, "open", fails)
+    AnswerFile(tmp_path / "a", 10_000, 2).add(b"1\n", 0.0)
+    assert step in capsys.readouterr().out
 
 
 def test_a_full_disk_is_reported_once_and_no_answer_is_lost(

@@ -174,9 +174,13 @@ def test_a_broker_that_is_away_or_refuses_is_reported_once_and_stops_nothing(
     assert said.count("answers_broker_not_reached") == 1
     broker.stop()
     began = time.monotonic()
-    with link(settings(BrokerAddress(port=free_port()))) as made:
-        made.put(ANSWER, b"1")
+    with link(settings(BrokerAddress(port=free_port()), keep=2)) as made:
+        for _ in range(3):
+            made.put(ANSWER, b"1")
     assert time.monotonic() - began < DEADLINE_S / 10, "the end waited for a broker that is away"
+    said = capsys.readouterr().out
+    assert "answers_dropped" in said
+    assert "count=3" in said
 
 
 def test_a_broker_with_the_printed_access_list_takes_everything_and_nothing_else(
@@ -203,7 +207,7 @@ def test_a_broker_with_the_printed_access_list_takes_everything_and_nothing_else
 
 
 def test_wrong_certificates_are_an_error_at_the_start(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"ca\.crt"):
+    with pytest.raises(ConfigError, match=r"ca\.crt under \[answers\.broker\]"):
         AnswerLink(AnswersBroker(ca=tmp_path / "ca.crt"), "cam-07")
 
 

@@ -31,6 +31,7 @@ class Desk:
         self.failure: Exception | None = None
         self.is_busy = False
         self.damaged: set[str] = set()
+        self.absent: set[Path] = set()
         self.asked: list[int] = []
         answers = AnswersConfig(**rules)
         self.config = AgentConfig(
@@ -45,6 +46,7 @@ class Desk:
             self.features,
             lambda picture: picture.path.name.partition("-")[0],
             Events(answers),
+            lambda path: path in self.absent,
         )
 
     def features(self, pictures: Sequence[Picture]) -> Mapping[str, F32] | None:
@@ -143,6 +145,74 @@ def test_a_fault_of_the_encoder_is_tried_again_and_then_left(
     desk.answering.add(some("a-2.jpg"))
     desk.answering.look(None, 200.0)
     assert len(desk.lines()) == 1
+
+
+def test_a_picture_is_settled_once_its_line_is_on_disk_or_it_is_damaged(desk: Desk) -> None:
+    one, two, three = some("a-1.jpg", "a-2.jpg", "a-3.jpg")
+    desk.damaged = {one.hash}
+    desk.is_busy = True
+    desk.answering.add([one, two])
+    desk.answering.look(None, 0.0)
+    assert desk.answering.take_settled() == []
+    desk.is_busy = False
+    (desk.folder / "answers.jsonl").mkdir()  # it cannot be written
+    desk.answering.look(None, 0.2)
+    assert desk.answering.take_settled() == []
+    (desk.folder / "answers.jsonl").rmdir()
+    desk.answering.look(None, 10.0)
+    assert sorted(desk.answering.take_settled()) == sorted([one.hash, two.hash])
+    desk.failure = DataError("the encoder died")
+    desk.answering.add([three])
+    for now in range(20, 100):
+        desk.answering.look(None, float(now))
+    assert desk.answering.take_settled() == []  # it is tried again after the next start
+
+
+def test_sigterm_between_two_answers_settles_the_first_only(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, count = desk.answering.outlets.put, 0
+
+    def ended(_outlets: Outlets, made: Any, now: float) -> None:
+        nonlocal count
+        count += 1
+        if count == 2:
+            raise SystemExit
+        put(made, now)
+
+    monkeypatch.setattr(Outlets, "put", ended)
+    pictures = some("a-1.jpg", "a-2.jpg")
+    desk.answering.add(pictures)
+    with pytest.raises(SystemExit):
+        desk.answering.look(None, 0.0)
+    assert desk.answering.take_settled() == [pictures[0].hash]
+
+
+def test_pictures_whose_folder_is_away_wait_and_others_do_not(desk: Desk) -> None:
+    one, two, *others = pictures = some(*(f"a-{number}.jpg" for number in range(40)))
+    desk.absent = {one.path}
+    desk.answering.add(pictures)
+    for now in range(4):
+        desk.answering.look(None, float(now))
+    assert len([line for line in desk.lines() if "picture" in line]) == 39
+    desk.answering.look(None, 4.0)
+    assert desk.asked == [16, 16, 7]  # nothing else is asked for
+    desk.absent = set()
+    desk.answering.look(None, 5.0)
+    assert len(desk.answering.take_settled()) == len({one, two, *others}) == 40
+
+
+def test_a_picture_whose_folder_goes_away_while_it_is_encoded_waits(desk: Desk) -> None:
+    one, two = some("a-1.jpg", "a-2.jpg")
+    desk.damaged = {one.hash, two.hash}
+    desk.absent = {one.path}
+    desk.answering.is_absent = lambda path: path in desk.absent and desk.asked != []
+    desk.answering.add([one, two])
+    desk.answering.look(None, 0.0)
+    assert desk.answering.take_settled() == [two.hash]
+    desk.absent, desk.damaged = set(), set()
+    desk.answering.look(None, 1.0)
+    assert [line["picture"] for line in desk.lines()] == [str(one.path)]
 
 
 def test_a_fault_that_passes_loses_no_picture(desk: Desk) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
+import sqlite3
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -187,7 +189,8 @@ def test_a_process_that_dies_on_every_picture_is_an_error(
 def test_errors_of_the_encoder_and_the_cache_are_the_same_here(
     children: Children, random_bundle: Bundle, found: tuple[Picture, ...], tmp_path: Path
 ) -> None:
-    (tmp_path / CACHE).write_text("this is not a database, and the user may need it")
+    with contextlib.closing(sqlite3.connect(tmp_path / CACHE)) as database:
+        database.execute("CREATE TABLE other (x)")  # the user may need it
     with pytest.raises(DataError) as here:
         Encoding(random_bundle, EncoderConfig(), tmp_path / CACHE).encode(found)
     with pytest.raises(DataError) as there:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sqlite3
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +14,13 @@ import numpy as np
 import pytest
 from trained_run import write_mixed
 
-from fedclip_edge.agent.encoding import Encoding
-from fedclip_edge.agent.features import CACHE, prepare_pictures, read_features
+from fedclip_edge.agent.encoding import Encoded, Encoding
+from fedclip_edge.agent.features import (
+    CACHE,
+    DevicePictures,
+    prepare_pictures,
+    read_features,
+)
 from fedclip_edge.config.agent import AgentConfig, DataConfig, EncoderConfig
 from fedclip_edge.errors import DataError
 from fedclip_edge.records import Features, Role
@@ -21,6 +28,7 @@ from fedclip_edge.vision.bundle import Bundle
 from fedclip_edge.vision.datasets import Picture, Split, read_folder, split
 from fedclip_edge.vision.embedding import Progress
 from fedclip_edge.vision.encoder import open_encoder
+from fedclip_edge.vision.picture_index import PictureIndex
 from fedclip_edge.vision.pictures import load
 
 BOTH: tuple[Role, ...] = ("train", "evaluate")
@@ -100,6 +108,30 @@ def test_each_side_has_the_features_of_its_pictures(site: Path, random_bundle: B
     assert is_of(made.test, expected.test, random_bundle)
     assert made.test_pictures == expected.test
     assert (made.encoded, made.skipped) == (24, 0)
+
+
+def test_pictures_that_vanish_before_they_are_encoded_are_tried_again(
+    site: Path, random_bundle: Bundle
+) -> None:
+    settings = config(site)
+    encoding = Encoding(random_bundle, settings.encoder, settings.state_dir / CACHE)
+
+    def encode_too_late(pictures: Sequence[Picture], progress: Progress | None) -> Encoded:
+        away = site.parent / "away"
+        settings.data.folder.rename(away)
+        made = encoding.encode(pictures, progress)
+        settings.data.folder.mkdir()
+        return made
+
+    index = PictureIndex()
+    first = prepare_pictures(settings, random_bundle, encode_too_late, None, index)
+    assert (first.encoded, first.is_whole) == (0, False)
+    settings.data.folder.rmdir()
+    (site.parent / "away").rename(settings.data.folder)
+    again = prepare_pictures(settings, random_bundle, encoding.encode, None, index, first)
+    assert (again.encoded, again.skipped, again.is_whole) == (24, 0, True)
+    third = prepare_pictures(settings, random_bundle, encoding.encode, None, index, again)
+    assert third is again
 
 
 def test_a_restart_encodes_nothing_and_has_the_same(site: Path, random_bundle: Bundle) -> None:
@@ -303,8 +335,8 @@ def test_progress_ends_also_if_the_last_side_is_in_the_cache(
     assert said.count((total, total)) == 1
 
 
-@pytest.mark.parametrize("how", ["no database", "cut in half", "overwritten"])
-def test_a_damaged_cache_is_made_anew(
+@pytest.mark.parametrize("how", ["no database", "cut in half", "overwritten", "older"])
+def test_a_cache_that_cannot_be_used_is_made_anew(
     site: Path, random_bundle: Bundle, capsys: pytest.CaptureFixture[str], how: str
 ) -> None:
     before = prepare(config(site), random_bundle)
@@ -315,8 +347,70 @@ def test_a_damaged_cache_is_made_anew(
         "cut in half": content[: len(content) // 2],
         "overwritten": content[:4096] + b"\x55" * (len(content) - 4096),
     }
-    file.write_bytes(damaged[how])
+    if how == "older":
+        with contextlib.closing(sqlite3.connect(file)) as db:
+            db.execute("PRAGMA user_version = 2")
+    else:
+        file.write_bytes(damaged[how])
     again = prepare(config(site), random_bundle)
     assert again.encoded == before.encoded > 0
     assert [rows(side) for side in all_of(again)] == [rows(side) for side in all_of(before)]
     assert capsys.readouterr().out.count("feature_cache_rebuilt") == 1
+
+
+@pytest.mark.parametrize("reader", ["trainer", "encoder"])
+def test_one_that_is_damaged_later_is_made_anew_by_whoever_finds_it(
+    site: Path, random_bundle: Bundle, capsys: pytest.CaptureFixture[str], reader: str
+) -> None:
+    before = prepare(config(site), random_bundle)
+    encoding = Encoding(random_bundle, config(site).encoder, config(site).state_dir / CACHE)
+    pictures = prepare_pictures(config(site), random_bundle, encoding.encode, None)
+    (config(site).state_dir / CACHE).write_bytes(b"by mistake\n" * 1000)
+    if reader == "encoder":
+        assert encoding.encode(pictures.found).encoded == len(pictures.found)
+    its = read_features(config(site), random_bundle, pictures.sides)
+    assert [rows(side) for side in (its.train, its.validation, its.test)] == [
+        rows(side) for side in all_of(before)
+    ]
+    assert capsys.readouterr().out.count("feature_cache_rebuilt") == 1
+
+
+def test_a_side_car_that_cannot_be_read_is_said_once_also_if_it_comes_later(
+    site: Path, random_bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoding = Encoding(random_bundle, config(site).encoder, config(site).state_dir / CACHE)
+
+    def again(before: DevicePictures | None) -> DevicePictures:
+        return prepare_pictures(config(site), random_bundle, encoding.encode, None, before=before)
+
+    first = again(None)
+    assert again(first) is first
+    picture = first.found[0].path
+    picture.with_suffix(".txt").write_bytes("caf\xe9".encode("latin-1"))
+    second = again(first)
+    assert second.found == first.found
+    said = capsys.readouterr().out
+    assert said.count("Save the file as UTF-8") == 1
+    assert picture.with_suffix(".txt").name in said
+    assert again(second) is second
+    assert "UTF-8" not in capsys.readouterr().out
+
+
+def test_other_duties_go_on_while_many_files_are_read(
+    site: Path, random_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock for which a file takes longer than a turn."""
+    encoding = Encoding(random_bundle, config(site).encoder, config(site).state_dir / CACHE)
+    index, clock, turns = PictureIndex(), [0.0], list[int]()
+    read = index.hash_of
+
+    def slowly(path: Path) -> str:
+        clock[0] += 0.11
+        return read(path)
+
+    monkeypatch.setattr(index, "hash_of", slowly)
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    prepare_pictures(
+        config(site), random_bundle, encoding.encode, None, index, meanwhile=lambda: turns.append(1)
+    )
+    assert len(turns) == 23  # between each two of 24 files

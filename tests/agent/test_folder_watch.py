@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import threading
@@ -16,7 +17,7 @@ from named_pipe import pipe_at
 from PIL import Image
 
 from fedclip_edge import log
-from fedclip_edge.agent import file_events, folder_watch
+from fedclip_edge.agent import file_events, index_upkeep, known_pictures, unread_files
 from fedclip_edge.agent.folder_watch import FolderWatch
 from fedclip_edge.errors import DiskError
 from fedclip_edge.vision import picture_index
@@ -52,6 +53,7 @@ class Watched:
     new: list[str] = field(default_factory=list)  # file names
     removed: list[str] = field(default_factory=list)
     forgotten: list[str] = field(default_factory=list)
+    settled: set[str] | None = None  # as the agent keeps them; None before the first start is over
     markers: int = 0
     parts: ExitStack = field(default_factory=ExitStack)
 
@@ -65,7 +67,13 @@ class Watched:
         index.open()
         self.parts.enter_context(closing(index))
         self.watch = self.parts.enter_context(
-            FolderWatch(self.folder, self.site / "inbox", index, forget=self.forgotten.extend)
+            FolderWatch(
+                self.folder,
+                self.site / "inbox",
+                index,
+                settled=self.settled,
+                forget=self.forgotten.extend,
+            )
         )
         self.until(lambda: len(self.watch.index.paths()) > 0)
         return self
@@ -81,6 +89,13 @@ class Watched:
         found = self.watch.changes()
         self.new += [picture.path.name for picture in found.new]
         self.removed += found.removed
+        if self.settled is None:
+            self.settled = set()
+        self.settled |= {picture.hash for picture in found.new} | set(found.old)
+        self.settled -= set(found.removed)
+
+    def has_new(self, name: str) -> bool:
+        return name in self.new
 
     def until(self, is_so: Callable[[], bool]) -> None:
         deadline = time.monotonic() + DEADLINE_S
@@ -172,7 +187,7 @@ def test_a_file_that_is_being_written_is_not_read(
             time.sleep(0.02)
             if start > len(content) * 3 // 4 and not read:
                 # The writer pauses. The end of the picture is missing, so nobody reads it yet.
-                watched.wait(4 * folder_watch._STILL_S)
+                watched.wait(4 * unread_files.STILL_S)
                 assert read == []
                 file.write(content[start + 1 :])
                 break
@@ -221,7 +236,7 @@ def test_a_share_that_is_not_mounted_removes_nothing(
     watched.folder.rename(away)
     if how != "missing":
         watched.folder.mkdir()
-    watched.wait(2 * folder_watch._GONE_S)
+    watched.wait(2 * known_pictures.GONE_S)
     assert watched.removed == []
     shutil.rmtree(watched.folder, ignore_errors=True)
     away.rename(watched.folder)
@@ -239,18 +254,79 @@ def test_another_file_system_without_the_pictures_is_an_unmounted_share(
     watched: Watched, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     guard = watched.watch._guards[0]
-    assert guard._device is not None
-    guard._device += 1
+    assert guard._place is not None
+    guard._place = guard._place[0] + 1, guard._place[1]
     away = watched.site / "away"
     watched.folder.rename(away)
     picture(watched.folder / "stray" / "other.png", 9)
     assert watched.watch.is_away()
-    watched.wait(2 * folder_watch._GONE_S)
+    watched.wait(2 * known_pictures.GONE_S)
     assert watched.removed == []
     assert "it is on another file system" in capsys.readouterr().out
     shutil.rmtree(watched.folder)
     away.rename(watched.folder)  # mounted again, with another device number
     assert not watched.watch.is_away()
+
+
+def test_a_folder_that_is_replaced_is_watched_again(watched: Watched) -> None:
+    """A watch of the operating system stays at the folder that was moved away."""
+    first = picture(watched.site / "inbox" / "a.png", 5)
+    gone = hash_file(first)
+    watched.until(lambda: watched.new == ["a.png"])
+    for number in (1, 2):
+        (watched.site / "inbox").rename(watched.site / f"inbox of day {number}")
+        (watched.site / "inbox").mkdir()
+        if number == 1:  # it is empty: that may be a missing mount
+            watched.wait(2 * known_pictures.GONE_S)
+        for name in (f"b-{number}.png", f"c-{number}.png"):
+            picture(watched.site / "inbox" / name, 20 + 10 * number + ord(name[0]))
+            watched.until(functools.partial(watched.has_new, name))
+    watched.until(lambda: gone in watched.removed)
+
+
+def test_an_empty_folder_in_the_place_of_the_inbox_removes_nothing(
+    watched: Watched, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture(watched.site / "inbox" / "a.png", 5)
+    watched.until(lambda: watched.new == ["a.png"])
+    (watched.site / "inbox").rename(watched.site / "mounted")
+    (watched.site / "inbox").mkdir()
+    watched.wait(2 * known_pictures.GONE_S)
+    (watched.site / "inbox").rmdir()
+    (watched.site / "mounted").rename(watched.site / "inbox")
+    watched.settle()
+    assert (watched.new, watched.removed) == (["a.png"], [])
+    assert capsys.readouterr().out.count("folder_away") == 1
+
+
+def test_at_the_first_start_old_pictures_are_named_and_none_is_left_out(tmp_path: Path) -> None:
+    old = [picture(tmp_path / "pictures" / "dog" / f"{n}.png", n) for n in range(3)]
+    (tmp_path / "pictures" / "dog" / "cut.png").write_bytes(b"\x89PNG")  # waits for its end
+    index = PictureIndex()
+    with FolderWatch(tmp_path / "pictures", None, index) as watch:
+        assert not watch.has_read_old()
+        found: set[str] = set()
+        deadline = time.monotonic() + DEADLINE_S
+        while not watch.has_read_old():
+            assert time.monotonic() < deadline
+            assert len(found) < 4
+            changes = watch.changes()
+            assert changes.new == ()
+            found |= set(changes.old)
+            time.sleep(0.02)
+    assert found == {hash_file(path) for path in (*old, old[0].with_name("cut.png"))}
+
+
+def test_a_picture_that_is_not_settled_is_new_at_the_next_start(watched: Watched) -> None:
+    watched.restart()
+    picture(watched.site / "inbox" / "a.png", 5)
+    watched.until(lambda: watched.new == ["a.png"])
+    assert watched.settled is not None
+    watched.settled.discard(hash_file(watched.site / "inbox" / "a.png"))
+    watched.restart()
+    watched.until(lambda: watched.new == ["a.png"])
+    watched.restart().settle()
+    assert watched.new == []
 
 
 def test_an_inbox_may_be_emptied(watched: Watched) -> None:
@@ -311,6 +387,27 @@ def test_names_that_are_not_text(watched: Watched) -> None:
     watched.until(lambda: watched.new == [odd.name])
 
 
+def test_ten_thousand_pictures_at_once_are_each_reported_once(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder is not listed again for each of them."""
+    listed: list[object] = []
+    for name in ("scandir", "listdir"):
+        real = getattr(os, name)
+
+        def counted(path: str, real: Callable[[str], object] = real) -> object:
+            listed.append(path)
+            return real(path)
+
+        monkeypatch.setattr(os, name, counted)
+    for number in range(10_000):
+        (watched.site / "inbox" / f"{number}.bmp").write_bytes(b"%d" % number)
+    watched.until(lambda: len(watched.new) >= 10_000)
+    watched.settle()
+    assert sorted(watched.new) == sorted(f"{number}.bmp" for number in range(10_000))
+    assert len(listed) < 1000
+
+
 @pytest.mark.parametrize("how", ["watched", "searched"])
 def test_a_pipe_and_a_huge_file_are_left_out_and_others_go_on(
     request: pytest.FixtureRequest, how: str
@@ -334,7 +431,7 @@ def test_a_full_disk_does_not_end_the_watch(
     watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SQLite itself refuses to write here, as on a full disk."""
-    monkeypatch.setattr(folder_watch, "_AUDIT_S", 0.1)
+    monkeypatch.setattr(index_upkeep, "AUDIT_S", 0.1)
     watched = watched.restart()
     database = watched.watch.index._db
     assert database is not None
@@ -348,5 +445,5 @@ def test_a_full_disk_does_not_end_the_watch(
         with pytest.raises(DiskError):
             watched.watch.index.save()
         database.execute(f"PRAGMA max_page_count = {pages + 1000}")
-        watched.until(lambda: not watched.watch._has_news)
+        watched.until(lambda: not watched.watch.upkeep.has_news)
     assert said.count("picture_index_not_saved") == 1

@@ -27,6 +27,7 @@ def test_messages_without_end_do_not_keep_it_from_its_work() -> None:
     class Worker:
         transport = Endless()
         finished = False
+        task = None
         refused_messages = taken = 0
         standby = Standby(())
         trust = SimpleNamespace(manifest=None)
@@ -55,7 +56,9 @@ def test_one_that_cannot_begin_closes_what_it_opened(tmp_path: Path, random_bund
     assert {path.name for path in state.iterdir()} == {
         "lock",
         "parked.sqlite",
+        "position.json",
         "device.key",
         "pictures.sqlite",
+        "answered.sqlite",
         "encoder.json",
     }

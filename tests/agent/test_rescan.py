@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,8 @@ from typing import Any, cast
 import pytest
 import system
 
-from fedclip_edge.agent.encoding import Encoding
+from fedclip_edge.agent.answered_pictures import ANSWERED, AnsweredPictures
+from fedclip_edge.agent.encoding import Encoded, Encoding
 from fedclip_edge.agent.features import CACHE, prepare_pictures
 from fedclip_edge.agent.label_store import set_labels
 from fedclip_edge.agent.rescan import RESCAN_S, Rescan, watched
@@ -24,6 +25,8 @@ from fedclip_edge.agent.training import CachedTraining
 from fedclip_edge.config.agent import AgentConfig, DataConfig
 from fedclip_edge.vision.bundle import Bundle
 from fedclip_edge.vision.cache import FeatureCache
+from fedclip_edge.vision.datasets import Picture
+from fedclip_edge.vision.embedding import Progress
 from fedclip_edge.vision.picture_index import hash_file
 
 
@@ -42,7 +45,10 @@ class Box:
         state = self.folder.parent / "state"
         config = AgentConfig("cam-a", "lab", DataConfig(self.folder), state, bundle=self.folder)
         config.state_dir.mkdir()
-        self.watch = self.parts.enter_context(watched(config, self.bundle))
+        answered = AnsweredPictures(state / ANSWERED)
+        answered.open()
+        self.parts.callback(answered.close)
+        self.watch = self.parts.enter_context(watched(config, self.bundle, answered))
         encode = Encoding(self.bundle, config.encoder, config.state_dir / CACHE).encode
         data = prepare_pictures(config, self.bundle, encode, None, self.watch.index)
         self.trainer = LocalTrainer(
@@ -58,6 +64,12 @@ class Box:
     @property
     def pictures(self) -> int:
         return self.trainer.capabilities().pictures.labelled
+
+    @property
+    def usable(self) -> int:
+        """Labelled pictures with features."""
+        sides = self.trainer.data.sides
+        return len(sides.train) + len(sides.validation) + len(sides.test)
 
     def look(self, now: float, run: str, phase: str) -> None:
         self.manifest = SimpleNamespace(run=run, phase=phase)
@@ -128,6 +140,29 @@ def test_a_share_that_is_not_mounted_keeps_the_pictures_and_is_said_once(
     box.add(1)
     box.look(3, "run-3", "open")
     assert box.hellos == [before + 1]
+
+
+def test_pictures_that_vanished_while_they_were_encoded_count_once_they_are_back(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, encode = box.usable, box.rescan.encode
+    away = box.folder.with_name("away")
+
+    def encode_too_late(pictures: Sequence[Picture], progress: Progress | None) -> Encoded:
+        box.folder.rename(away)
+        return encode(pictures, progress)
+
+    box.add(3)
+    monkeypatch.setattr(box.rescan, "encode", encode_too_late)
+    box.look(1, "run-1", "done")
+    assert box.usable == before
+    said = len(box.hellos)
+    away.rename(box.folder)
+    monkeypatch.setattr(box.rescan, "encode", encode)
+    box.look(RESCAN_S + 1, "run-1", "done")
+    assert (box.usable, len(box.hellos)) == (before + 3, said + 1)
+    box.look(2 * RESCAN_S + 2, "run-1", "done")
+    assert len(box.hellos) == said + 1
 
 
 def test_a_label_that_a_person_gives_makes_an_unlabelled_picture_count(box: Box) -> None:

@@ -21,6 +21,7 @@ from fedclip_edge.agent.state_db import (
     StateDb,
     open_state_db,
 )
+from fedclip_edge.agent.state_db_file import DamagedStateError
 from fedclip_edge.errors import ConfigError, DiskError
 from fedclip_edge.protocol import codec
 from fedclip_edge.protocol.hand_over import hand_over
@@ -72,17 +73,18 @@ import os, sys
 from pathlib import Path
 from fedclip_edge.agent.state_db import PendingUpdate, open_state_db
 state_db = open_state_db(Path(sys.argv[1]))
-state_db.keep_update(PendingUpdate("run-1", 1, "b" * 64, "a" * 64, bytes(1 << 19), 5), {})
+state_db.keep_update(PendingUpdate("run-1", 1, "b" * 64, sys.argv[2], bytes(1 << 19), 5), {})
 os.kill(os.getpid(), 9)
 """
 
 
 def test_what_is_parked_survives_a_kill(path: Path) -> None:
-    subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False, timeout=60)
+    sha256 = hashlib.sha256(bytes(1 << 19)).hexdigest()
+    subprocess.run([sys.executable, "-c", KILLED, str(path), sha256], check=False, timeout=60)
     state_db = open_state_db(path)
     found = state_db.pending_update("run-1")
     assert found is not None
-    assert (found.sha256, found.payload) == ("a" * 64, bytes(1 << 19))
+    assert (found.sha256, found.payload) == (sha256, bytes(1 << 19))
     state_db.close()
 
 
@@ -267,13 +269,51 @@ def test_an_answer_that_cannot_be_written_is_asked_for_again(state_db: StateDb, 
 
 def test_a_file_of_something_else_is_refused_in_words(path: Path) -> None:
     path.write_bytes(b"no database" * 100)
-    with pytest.raises(DiskError, match="delete the file"):
+    with pytest.raises(DamagedStateError, match=r"is damaged .* start the agent again"):
         open_state_db(path)
     path.unlink()
     database = sqlite3.connect(path)
     database.execute("PRAGMA user_version = 9")
     database.close()
     with pytest.raises(ConfigError, match="format version 9, this program uses 5"):
+        open_state_db(path)
+
+
+def test_a_damaged_update_is_never_offered(
+    state_db: StateDb, path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SQLite does not notice a flipped bit inside a value."""
+    for name in ("run-1", "run-2"):
+        state_db.keep_update(update(1, name), left(1))
+    with state_db._database:
+        state_db._database.execute("UPDATE parked SET body = x'00' WHERE run = 'run-1'")
+    for _ in range(2):
+        assert state_db.pending_update("run-1") is None
+    assert state_db.pending_update("run-2") is not None
+    assert capsys.readouterr().out.count("parked_update_damaged") == 1
+
+
+@pytest.mark.parametrize("damage", [b"", b"no safetensors", "nan"])
+def test_a_damaged_residual_counts_as_none(
+    state_db: StateDb, capsys: pytest.CaptureFixture[str], damage: bytes | str
+) -> None:
+    state_db.keep_update(update(1), left(float("nan") if damage == "nan" else 1))
+    state_db.resolve("run-1", update(1).sha256, kept=True)
+    if damage != "nan":
+        with state_db._database:
+            state_db._database.execute("UPDATE residual SET terms = ?", (damage,))
+    again = open_state_db(state_db.path)  # not from memory
+    assert again.residual("run-1") == {}
+    again.close()
+    assert "residual_damaged" in capsys.readouterr().out
+
+
+def test_a_damaged_page_is_found_when_the_file_is_opened(state_db: StateDb, path: Path) -> None:
+    state_db.keep_update(update(1, body=bytes(200_000)), left(1))
+    state_db.close()
+    content = path.read_bytes()
+    path.write_bytes(content[:40_000] + b"\x55" * 90_000 + content[130_000:])
+    with pytest.raises(DamagedStateError):
         open_state_db(path)
 
 

@@ -88,6 +88,8 @@ def test_a_damaged_cache_and_a_damaged_bundle_are_named(site: Site) -> None:
     config.write_text(text.replace(str(site.bundle.folder), str(site.folder / "missing")))
     _, found = checks(config)
     assert found["bundle"]["state"] == "todo"
+    skipped = {name: found[name]["state"] for name in ("encoder", "pictures", "cache")}
+    assert set(skipped.values()) == {"skipped"}, "one finding for one fault"
     assert found["disk"]["said"], "the other checks go on"
     assert found["broker"]["state"] == "ok"
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import system
 
 from fedclip_edge import __version__, errors
-from fedclip_edge.errors import ConfigError, FedclipError
+from fedclip_edge.cli import main
+from fedclip_edge.errors import ConfigError, DiskError, FedclipError
 
 
 def test_it_says_its_version_and_helps() -> None:
@@ -74,3 +78,17 @@ def test_every_kind_of_error_has_an_exit_code_of_its_own() -> None:
     codes = [kind.exit_code for kind in kinds]
     assert len(set(codes)) == len(codes)
     assert all(10 <= code < 30 for code in codes)
+
+
+def test_an_error_keeps_its_code_when_nobody_can_read_it(tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            system.command("agent", tmp_path / "agent.toml"), stderr=full, check=False
+        )
+    assert done.returncode == ConfigError.exit_code
+
+
+def test_a_file_of_another_user_is_not_taken_for_a_full_disk() -> None:
+    kind, remedy = main._of_system(PermissionError(errno.EACCES, "Permission denied", "lock"))
+    assert (kind, f"uid {os.geteuid()}" in remedy) == (DiskError, True)
+    assert "free disk space" in main._of_system(OSError(errno.ENOSPC, "No space", "x"))[1]

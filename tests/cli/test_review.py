@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
+from fedclip_edge.agent import review_files
+from fedclip_edge.agent.review import Review, ToLabel
 from fedclip_edge.cli.review import review
 from fedclip_edge.errors import ConfigError
 from fedclip_edge.vision.bundle import Bundle
@@ -67,6 +70,27 @@ def test_the_files_have_what_json_has(config: Path) -> None:
         ]
     assert len(found["label_next"]) <= 2
     assert [one["pictures"] for one in found["classes"]] == [5, 5, 5]
+
+
+def test_a_copy_without_a_label_after_other_pictures_counts_as_labelled(config: Path) -> None:
+    inbox = config.parent / "inbox"
+    (inbox / "copy.png").rename(inbox / "z.png")
+    assert typed(config).stdout.splitlines()[0] == "15 labelled and 3 unlabelled pictures"
+
+
+def test_names_that_are_not_text_are_shown_and_written(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = config.parent / "inbox" / os.fsdecode(b"caf\xe9\n\x1b.png")
+    found = Review((ToLabel(odd, "unsure", "circle", 0.5, 0.1),), (), (), 1, 0)
+    monkeypatch.setattr(review_files, "review_device", lambda *_: (found, ()))
+    done = typed(config)
+    assert done.exit_code == 0, done.output
+    assert r"caf\udce9\n\x1b.png" in done.stdout
+    assert "\x1b" not in done.stdout
+    listed = (config.parent / "state" / "review" / "label-next.csv").read_bytes()
+    assert os.fsencode(odd) in listed
+    assert json.loads(typed(config, "--json").stdout)["label_next"][0]["path"] == str(odd)
 
 
 def test_a_device_without_a_bundle(config: Path) -> None:

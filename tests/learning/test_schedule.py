@@ -16,7 +16,7 @@ from fedclip_edge.learning.ballot import DEFAULT, ENOUGH, Choice
 from fedclip_edge.learning.kinds import averaged
 from fedclip_edge.learning.methods import gda, linear, ridge, zeroshot
 from fedclip_edge.learning.run_steps import Step, exchanges
-from fedclip_edge.learning.schedule import Schedule
+from fedclip_edge.learning.schedule import Schedule, Schedules
 from fedclip_edge.learning.strategy import State, Total
 from fedclip_edge.protocol import wire
 from fedclip_edge.records import Contribution, Features, Layout, Model, Plan, Update
@@ -412,3 +412,13 @@ def test_the_heads_of_an_earlier_method_are_on_the_ballot(both: str, strategy: s
     assert heads["linear"].keys() == trained.parameters.keys()
     # The default is that of gda, solved again on all sums.
     assert_equal_up_to_a_constant(models[-1], final(plan_of("gda"), decided=False))
+
+
+def test_the_schedule_of_the_last_plan_is_kept() -> None:
+    schedules = Schedules(CLASSES, D)
+    one, other = Plan("fedclip", rounds=3), Plan("fedclip", rounds=4)
+    first = schedules.of(one)
+    assert schedules.of(replace(one)) is first
+    second = schedules.of(other)
+    assert (second.plan, second.classes, second.dim) == (other, CLASSES, D)
+    assert schedules.of(one) is not first

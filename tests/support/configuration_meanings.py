@@ -176,8 +176,8 @@ MEANINGS: Mapping[type[Any], Mapping[str, str]] = {
         "agree.",
         "threads": "Number of threads that decode pictures, and of the providers `cpu` and `openvino`. 0: one for "
         "each core that the process may use, by its affinity and the quotas of its control groups.",
-        "batch_size": "Pictures per call of the encoder. 0: 4 for each thread, at least 8 and at "
-        "most 32.",
+        "batch_size": "Pictures per call of the encoder. 0: up to 8 in each thread on the CPU and "
+        "OpenVINO, and up to 32 on an accelerator; less with many threads, to save memory.",
         "fast": "true decodes large JPEGs at a lower resolution, still at least twice that of the "
         "encoder. It is faster and changes the features a little; they are cached separately. "
         "[Figures](../how-to/precision.md).",

@@ -86,6 +86,10 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "TensorRT compiles the encoder for this GPU. This takes minutes and happens once. "
             "`predict` and `bundle verify` write this event as well.",
         ),
+        "tensorrt_engine_not_used": Event(
+            "The stored engine does not load, for example because it is damaged. A new one is built, "
+            "which takes minutes, and replaces it.",
+        ),
         "tensorrt_engine_built": Event("The engine is built, and stored for the next start."),
         "encoder_providers_tried": Event(
             "The providers that are installed are tried on the bundle's golden vectors, each in a "
@@ -123,9 +127,9 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
         ),
         "files_ignored": Event("The picture folder has files that are not pictures."),
         "not_used": Event(
-            "A file or folder can be read, but its pictures do not count: for example a folder that is "
-            "not named after a class, or a class folder without a picture.",
-            "Rename the folder if the reason names a class, or move it away.",
+            "A file or folder can be read, but does not count: for example a folder that is not named "
+            "after a class, a class folder without a picture, or a side-car that is not UTF-8.",
+            "Do what the reason says. Rename a folder if the reason names a class, or move it away.",
         ),
         "picture_skipped": Event(
             "A picture, or a folder of pictures, cannot be read; it is left out.",
@@ -162,7 +166,7 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
         "work_paused": Event(
             "The box is hotter than `max_temperature_c`, or runs on its battery with `on_battery = "
             '"pause"`. The device encodes and trains nothing, and counts as offline at the '
-            "coordinator. It stays connected. A work that has begun is stopped, and goes on after the "
+            "coordinator, which shows it as paused. It stays connected. A work that has begun is stopped, and goes on after the "
             "pause if that is short.",
             "Cool the box or connect it, or change `[limits]`.",
         ),
@@ -197,7 +201,8 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
         "folder_away": Event(
             "A picture folder is missing, suddenly empty, or on another file system without any of "
             "the known pictures, as if its share was not mounted. Its `pictures` stay in use. Written "
-            "once; `folder_back` follows.",
+            "once; `folder_back` follows. An `[inbox]` may be emptied, so it is away for ten minutes "
+            "only, if it is empty at the start or if an empty folder is in its place.",
             "Mount the share, or put pictures into the folder. If the other file system is right, "
             "restart the agent.",
         ),
@@ -214,13 +219,52 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "Check the disk, and the program that writes the pictures.",
         ),
         "feature_cache_rebuilt": Event(
-            "The features of the pictures, `state_dir/features.sqlite`, are damaged. The file is made "
-            "anew, so all pictures are encoded again.",
+            "The features of the pictures, `state_dir/features.sqlite`, are damaged, or an earlier "
+            "version of the program wrote them. The file is made anew, so all pictures are encoded "
+            "again.",
+            "If the reason is damage and it happens again, replace the disk.",
+        ),
+        "state_file_rebuilt": Event(
+            "`state_dir/parked.sqlite` is damaged, missing, or of another version of the program. It "
+            "was made anew from `position.json`: the position in the run, the coordinator's newest key "
+            "and the broker's address are as before, and `lost` says what is not.",
+            "If it is damaged again, replace the disk. The earlier file (`kept`) may be deleted.",
+        ),
+        "position_damaged": Event(
+            "`state_dir/position.json`, which repeats a part of `parked.sqlite`, is damaged. It is "
+            "written again from there.",
+        ),
+        "position_not_written": Event(
+            "`state_dir/position.json` cannot be written. The device goes on, and writes it at the "
+            "next change. If `parked.sqlite` is damaged before that, the device continues from an "
+            "earlier position.",
+            "Free or repair the disk.",
+        ),
+        "parked_update_damaged": Event(
+            "The update that waited in `state_dir/parked.sqlite` is damaged. It is not offered; the "
+            "device trains it again while its round is open.",
             "If it happens again, replace the disk.",
+        ),
+        "residual_damaged": Event(
+            "What the codec has lost of the last update is damaged in `state_dir/parked.sqlite`. It "
+            "counts as zero, so that update stays a little less exact.",
+            "If it happens again, replace the disk.",
+        ),
+        "file_name_not_text": Event(
+            "A file in the picture folder has a name that is not UTF-8, which ends a watch of the "
+            "folder. The file is used. For `searched_s` seconds after each change or reading of such a "
+            "file, the folder is searched instead, and then watched again. Written once.",
+            "None; if new pictures should be noticed sooner, rename such files to UTF-8, for example "
+            "with `convmv`.",
         ),
         "picture_index_rebuilt": Event(
             "The index of the pictures, `state_dir/pictures.sqlite`, is damaged or of another version. "
             "It is made anew, so all pictures are read once.",
+        ),
+        "answered_pictures_lost": Event(
+            "The list of answered pictures, `state_dir/answered.sqlite`, is damaged or of another "
+            "version. It is made anew. Pictures that came while the agent was stopped are not "
+            "answered, as at a first start.",
         ),
         "picture_index_not_saved": Event(
             "The index of the pictures cannot be written. The device goes on with the index in memory, "
@@ -307,7 +351,7 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
         ),
         "pictures_not_answered": Event(
             "The features of new pictures could not be computed, three times. These pictures get no "
-            "answer.",
+            "answer before the next start, which tries them again.",
             "Read the reason.",
         ),
         "answers_delayed": Event(
@@ -337,9 +381,13 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "Start the broker, or correct `[answers.broker]`.",
         ),
         "answers_dropped": Event(
-            "More than `keep` answers waited for the broker of `[answers.broker]`; the oldest ones "
-            "were not published. They are in the file.",
+            "More than `keep` answers waited for the broker of `[answers.broker]`, and the oldest ones "
+            "were not published; or the agent ended while answers waited. They are in the file.",
             "Raise `keep` if the broker is often away for long.",
+        ),
+        "work_dropped": Event(
+            "The device ended its training or evaluation, because nobody wants the result any more: "
+            "the round was closed, the run is over, or the device is refused in it.",
         ),
         "contribution_refused": Event(
             "The coordinator did not accept an update. If its round is still open, the device offers "
@@ -464,7 +512,7 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "large `weight`, shows a device that learns from other pictures, or a hostile one.",
         ),
         "left": Event(
-            "A device went offline. After the coordinator's own connection was lost, this is "
+            "A device went offline. One that stays connected says why, in `reason`. After the coordinator's own connection was lost, this is "
             "written for every device; each one then says hello again.",
         ),
         "epoch_raised": Event(
@@ -753,6 +801,9 @@ FIELDS: Mapping[str, str] = {
     "more senders than are counted one by one.",
     "model": "The model that is used instead; of `answering_with`, the one that answers.",
     "lost": "Number of answers that are not in the file.",
+    "state_file_rebuilt.lost": "The parts that are not in the new file.",
+    "state_file_rebuilt.kept": "The earlier file; left out if it was missing or empty.",
+    "searched_s": "Seconds for which the folder is searched.",
     "waiting": "Number of answers that waited.",
     "model_bytes": "Size of the next model as it is sent.",
     "more": "Number of further devices; ten are named.",
@@ -780,6 +831,7 @@ FIELDS: Mapping[str, str] = {
     "untried": "Providers that were not tried.",
     "pseudo_pictures": "Number of pictures that the text of a class counts for in its mean.",
     "reason": "The cause, in words.",
+    "work": "`training` or `evaluation`.",
     "worker": "The child process: `encoder` or `trainer`.",
     "refused_messages": "Number of messages that were dropped in this process.",
     "roles": "Roles of the device, joined by `+`.",

@@ -12,6 +12,7 @@ from mqtt_client import connected, login, next_of
 from system import DEADLINE_S, wait_until
 
 from fedclip_edge import log
+from fedclip_edge.config.answers import AnswersBroker
 from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.errors import RefusedError
 from fedclip_edge.protocol.topics import Topics
@@ -21,9 +22,17 @@ from fedclip_edge.transport.mqtt import PahoTransport
 
 
 def test_the_end_of_a_link_is_told_in_plain_words() -> None:
-    assert reason_codes.of_lost_link("Unspecified error").startswith("the connection broke")
-    taken = "Session taken over"
-    assert reason_codes.of_lost_link(taken) == reason_codes.advised(taken)
+    broker, taken = BrokerAddress(), "Session taken over"
+    assert reason_codes.of_lost_link("Unspecified error", broker).startswith("the connection broke")
+    assert reason_codes.of_lost_link(taken, broker) == reason_codes.advised(taken, broker)
+
+
+def test_a_denied_topic_of_answers_names_the_command_that_prints_the_access_list() -> None:
+    for broker, advice in (
+        (BrokerAddress(), "compare 'fleet' with the fleet in the access list"),
+        (AnswersBroker(), "`fedclip-edge agent --access-list`"),
+    ):
+        assert advice in reason_codes.advised("Not authorized", broker)
 
 
 @pytest.mark.parametrize(

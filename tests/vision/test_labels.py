@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -135,7 +136,62 @@ def test_side_cars_give_labels_and_other_files_do_not(tmp_path: Path) -> None:
     unlabelled = [f"p/{name}.jpg" for name in "cdefg"]
     assert read(found) == ({"p/a.jpg": "dog", "p/b.jpg": "cat"}, unlabelled)
     others = [path.name for path in read_device(found, None).left_out.others]
-    assert others == ["c.json", "d.json", "e.json", "f.txt", "readme.txt"]
+    assert others == ["c.json", "e.json", "readme.txt"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("ending", [".txt", ".json"])
+def test_a_side_car_may_have_a_mark(tmp_path: Path, encoding: str, ending: str) -> None:
+    write(tmp_path / "p" / "a.jpg")
+    text = "café\r\nseen by night" if ending == ".txt" else '{"label": "café"}'
+    (tmp_path / "p" / f"a{ending}").write_bytes(text.encode(encoding))
+    found = labels(tmp_path / "p")
+    assert read(found) == ({"p/a.jpg": "café"}, [])
+    assert found.unused == []
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_manifest_may_have_a_mark(tmp_path: Path, encoding: str) -> None:
+    write(tmp_path / "p" / "a.jpg")
+    manifest = tmp_path / "p" / "l.csv"
+    manifest.write_bytes("file;label\r\na.jpg;café\r\n".encode(encoding))
+    assert read(labels(tmp_path / "p", manifest)) == ({"p/a.jpg": "café"}, [])
+
+
+def test_a_manifest_in_another_encoding_is_refused_with_the_line(tmp_path: Path) -> None:
+    write(tmp_path / "p" / "a.jpg")
+    manifest = tmp_path / "p" / "l.csv"
+    manifest.write_bytes("file;label\na.jpg;café\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"line 2: .*a\.jpg;café.* Save the file as UTF-8"):
+        read(labels(tmp_path / "p", manifest))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.txt", "café".encode("latin-1"), "line 1: the byte 0xe9 .* Save the file as UTF-8"),
+        ("a.txt", "cat".encode("utf-16-le"), "UTF-16 without a mark; save it as UTF-8"),
+        ("a.txt", b"\xff\xfe\xff", "begins as UTF-16 text, but is incomplete"),
+        ("a.json", '{"label": "café"}'.encode("latin-1"), "Save the file as UTF-8"),
+        ("a.json", b'{"label": dog}', "not valid JSON"),
+    ],
+)
+def test_a_side_car_that_cannot_be_read_is_listed_once(
+    tmp_path: Path, name: str, content: bytes, reason: str
+) -> None:
+    """Also if its picture lies in a folder that is asked twice."""
+    write(tmp_path / "p" / "monday" / "a.jpg")
+    write(tmp_path / "p" / "monday" / "b.jpg")
+    write(tmp_path / "p" / "monday" / "b.txt", "dog")
+    side_car = tmp_path / "p" / "monday" / name
+    side_car.write_bytes(content)
+    found = labels(tmp_path / "p")
+    assert read(found) == ({"p/monday/b.jpg": "dog"}, ["p/monday/a.jpg"])
+    (entry,) = read_device(found, None).left_out.unused
+    assert entry.path == side_car
+    assert f"the side-car {name}" in entry.reason
+    assert re.search(reason, entry.reason)
+    assert side_car not in read_device(found, None).left_out.others
 
 
 def test_the_first_in_the_order_counts_and_the_others_are_listed(tmp_path: Path) -> None:

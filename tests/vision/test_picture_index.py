@@ -10,7 +10,7 @@ import pytest
 
 from fedclip_edge.errors import DataError
 from fedclip_edge.vision import picture_index
-from fedclip_edge.vision.picture_index import RECENT_S, PictureIndex, hash_file
+from fedclip_edge.vision.picture_index import RECENT_S, PictureIndex, hash_file, read_index
 
 
 @pytest.fixture
@@ -105,18 +105,31 @@ def test_an_unchanged_file_is_not_read_after_a_restart(tmp_path: Path, read: lis
     assert read == [one, odd]
 
 
-@pytest.mark.parametrize("damage", ["no database", "another version"])
+CHANGED = (
+    "UPDATE file SET hash = replace(hash, substr(hash, 1, 1), 'q')",
+    "UPDATE file SET inode = '1x'",
+    "UPDATE file SET path = 5",
+    "UPDATE file SET read_s = 'x'",
+    "INSERT INTO event VALUES ('a', 1.0, 'q')",
+)
+
+
+@pytest.mark.parametrize("damage", ["no database", "another version", *CHANGED])
 def test_a_damaged_index_is_made_anew(
     tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, picture = tmp_path / "index", old(tmp_path / "1", b"one")
-    opened(file, picture).close()
+    first = opened(file, picture)
+    first.hash_of(picture)
+    first.save()
+    first.close()
     if damage == "no database":
         file.write_bytes(b"something else" * 1000)
     else:
         with sqlite3.connect(file) as database:
-            database.execute("PRAGMA user_version = 99")
+            database.execute(damage if damage in CHANGED else "PRAGMA user_version = 99")
         database.close()
+        assert read_index(file).paths() == set()
     index = opened(file, picture)
     assert index.hash_of(picture) == hash_file(picture)
     index.save()

@@ -149,6 +149,33 @@ def test_a_file_that_breaks_on_the_way_is_named_once(tmp_path: Path) -> None:
     assert len(said) == 1
 
 
+@pytest.mark.parametrize("how", ["an earlier version", "no database", "damaged"])
+def test_in_its_own_place_one_that_cannot_be_used_is_made_anew(how: str, tmp_path: Path) -> None:
+    own, named = default_path(), tmp_path / "mine.sqlite"
+    for path in (own, named):
+        FeatureCache(path).close()
+        if how == "an earlier version":
+            with closing(sqlite3.connect(path, isolation_level=None)) as database:
+                database.execute("PRAGMA user_version = 2")
+        elif how == "no database":
+            path.write_bytes(b"no database" * 1000)
+        else:
+            path.write_bytes(path.read_bytes()[:4096] + b"\x55" * 9000)
+    said: list[str] = []
+    with SharedCache(own, said.append) as cache:
+        cache.put(features(0, 3), KEY)
+    with SharedCache(own, said.append) as cache:
+        cache.put(features(0, 3), KEY)
+        assert len(cache.get(list(features(0, 3)), KEY)) == 3
+    assert len(said) == 1
+    before = named.read_bytes()
+    with SharedCache(named, said.append) as cache:
+        assert cache.get(list(features(0, 3)), KEY) == {}
+    assert len(said) == 2
+    assert said[1].startswith(_GOES_ON)
+    assert named.read_bytes() == before
+
+
 _WRITER = """
 import sys
 from pathlib import Path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import errno
 import importlib.metadata
 import os
 import platform
@@ -78,10 +79,7 @@ def disk(config: AgentConfig) -> Iterator[Finding]:
             os.fsync(file.fileno())
     except OSError as error:
         yield todo(
-            "disk",
-            f"{there} cannot be written to: {error.strerror or error}",
-            f"run doctor as the agent's user; let that user write there (now: uid {os.geteuid()}), "
-            "or free or repair the disk",
+            "disk", f"{there} cannot be written to: {error.strerror or error}", _way_out(error)
         )
         return
     if free_mb < _LEAST_DISK_MB:
@@ -92,6 +90,17 @@ def disk(config: AgentConfig) -> Iterator[Finding]:
         )
         return
     yield ok("disk", said if exists else f"{said}, which the agent will create")
+
+
+def _way_out(error: OSError) -> str:
+    """The next step if the disk cannot be written to."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "free space; max_cache_mb under [limits] limits the features"
+    if error.errno in (errno.EROFS, errno.EIO):
+        return "read the kernel's log (dmesg), repair or replace the disk, and mount it for writing"
+    return (
+        f"run doctor as the agent's user, and let that user write there (now: uid {os.geteuid()})"
+    )
 
 
 def memory(meminfo: Path = Path("/proc/meminfo")) -> Iterator[Finding]:

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fedclip_edge.agent.doctor import box, fleet
+from fedclip_edge.agent.doctor.answers import check_answers
 from fedclip_edge.agent.doctor.finding import Check, Finding, ok
 from fedclip_edge.agent.doctor.pictures import ENCODER_S, Pictures
 from fedclip_edge.agent.pause import SENSORS
+from fedclip_edge.agent.state_lock import LOCK
 from fedclip_edge.config.agent import AgentConfig
 from fedclip_edge.storage.lock import is_locked
 
@@ -26,6 +28,7 @@ def checks_of(config: AgentConfig, sensors: Path = SENSORS) -> tuple[Check, ...]
         Check("encoder", pictures.check_encoder, ENCODER_S + _SHORT_S),
         Check("pictures", pictures.check_pictures, _FILES_S),
         Check("cache", pictures.check_cache, _FILES_S),
+        Check("answers", lambda: check_answers(config), _SHORT_S),
         Check("disk", lambda: box.disk(config), _SHORT_S),
         Check("memory", box.memory, _SHORT_S),
         Check("limits", lambda: box.conditions(config, sensors), _SHORT_S),
@@ -40,5 +43,5 @@ def checks_of(config: AgentConfig, sensors: Path = SENSORS) -> tuple[Check, ...]
 def _agent(config: AgentConfig) -> Iterator[Finding]:
     """Say if the agent runs; the lock of its state_dir tells."""
     said = f"device {config.id} of the fleet {config.fleet}"
-    runs = is_locked(config.state_dir / "lock")
+    runs = is_locked(config.state_dir / LOCK)
     yield ok("agent", f"{said}; it {'runs' if runs else 'does not run'}")

@@ -19,6 +19,7 @@ from fedclip_edge.agent.broker_choice import BrokerChoice
 from fedclip_edge.agent.doctor.finding import Finding, of_error, ok, skipped, todo
 from fedclip_edge.agent.publisher import retained
 from fedclip_edge.agent.state_db import open_state_db
+from fedclip_edge.agent.state_files import STATE
 from fedclip_edge.agent.trainer import allowed_methods
 from fedclip_edge.config.agent import AgentConfig
 from fedclip_edge.config.broker import BrokerAddress
@@ -133,7 +134,7 @@ def _key(known: str, state: CoordinatorState) -> str:
 
 def _address(config: AgentConfig) -> BrokerAddress:
     """The broker that the agent uses: that of agent.toml, or the one to which it has moved."""
-    file = config.state_dir / "parked.sqlite"
+    file = config.state_dir / STATE
     if not file.exists():
         return config.broker
     try:

@@ -14,14 +14,15 @@ from functools import cached_property
 from pathlib import Path
 
 from fedclip_edge.agent.bundle_store import BundleStore, fetched_folder
-from fedclip_edge.agent.doctor.finding import Finding, ok, skipped, todo
+from fedclip_edge.agent.doctor.finding import Finding, of_error, ok, skipped, todo
 from fedclip_edge.agent.features import CACHE, labels_for
 from fedclip_edge.agent.limits import within
 from fedclip_edge.agent.rescan import INDEX
 from fedclip_edge.config.agent import AgentConfig, EncoderConfig
-from fedclip_edge.errors import DataError, DiskError, FedclipError
+from fedclip_edge.errors import BundleError, DataError, DiskError, FedclipError
 from fedclip_edge.processes.children import Children, own_command
 from fedclip_edge.vision.bundle import Bundle, key_of
+from fedclip_edge.vision.cache_file import UnusableCacheError
 from fedclip_edge.vision.cache_state import CacheState, examine
 from fedclip_edge.vision.datasets import Dataset
 from fedclip_edge.vision.device_pictures import read_device
@@ -42,11 +43,27 @@ class Pictures:
     def __init__(self, config: AgentConfig) -> None:
         self._config = config
 
-    @cached_property
+    @property
     def bundle(self) -> Bundle | None:
         """The bundle in use; None if there is none yet. Raises BundleError."""
+        if isinstance(self._opened, BundleError):
+            raise self._opened
+        return self._opened
+
+    @cached_property
+    def _opened(self) -> Bundle | BundleError | None:
+        """The bundle, or why it cannot be used; it takes seconds to find out."""
         config = self._config
-        return BundleStore(fetched_folder(config.state_dir), config.bundle).read()
+        try:
+            return BundleStore(fetched_folder(config.state_dir), config.bundle).read()
+        except BundleError as error:
+            return error
+
+    def _without_bundle(self) -> str:
+        """The reason why checks that need the bundle are skipped; empty if they are not."""
+        if isinstance(self._opened, BundleError):
+            return "after bundle"
+        return "" if self._opened else "there is no bundle yet"
 
     @cached_property
     def _index(self) -> PictureIndex:
@@ -77,10 +94,11 @@ class Pictures:
 
     def check_encoder(self) -> Iterator[Finding]:
         """Encode the golden pictures in a child process, as `bundle verify` does."""
-        bundle = self.bundle
-        if bundle is None:
-            yield skipped("encoder", "there is no bundle yet")
+        if why := self._without_bundle():
+            yield skipped("encoder", why)
             return
+        bundle = self.bundle
+        assert bundle is not None
         config = within(self._encoder(bundle), self._config.limits)
         precision = "bf16" if config.precision == "bf16" else "fp32"
         words = [str(bundle.folder), "--provider", config.runs_on, "--precision", precision]
@@ -105,10 +123,11 @@ class Pictures:
 
     def check_pictures(self) -> Iterator[Finding]:
         """Count the pictures by class, and those without a label or a class."""
-        folder, dataset = self._config.data.folder, self._dataset
-        if dataset is None:
-            yield skipped("pictures", "there is no bundle yet, so the classes are not known")
+        if why := self._without_bundle():
+            yield skipped("pictures", f"{why}: the classes are not known")
             return
+        folder, dataset = self._config.data.folder, self._dataset
+        assert dataset is not None
         counts = Counter(dataset.classes[one.label] for one in dataset.pictures)
         parts = [f"{len(dataset.pictures)} labelled pictures in {folder}"]
         parts += [", ".join(f"{name} {counts[name]}" for name in dataset.classes[:20])]
@@ -152,14 +171,24 @@ class Pictures:
 
     def check_cache(self) -> Iterator[Finding]:
         """Count the features, the damaged ones, and the pictures that have none."""
-        bundle, file = self.bundle, self._config.state_dir / CACHE
-        if bundle is None or not file.exists():
+        file = self._config.state_dir / CACHE
+        if why := self._without_bundle():
+            yield skipped("cache", why)
+            return
+        if not file.exists():
             yield skipped("cache", "there are no features yet; the agent computes them")
             return
         try:
             state = self._features
-        except (DataError, DiskError) as error:
+        except UnusableCacheError as error:
+            said = str(error).partition(";")[0]
+            yield todo("cache", said, f"restart the agent, which makes {file} anew")
+            return
+        except DataError as error:
             yield todo("cache", str(error), f"stop the agent, delete {file}, start it again")
+            return
+        except DiskError as error:
+            yield of_error("cache", error)
             return
         said = f"{len(state.pictures)} features of this encoder, {state.size_bytes / 1e6:.1f} MB"
         try:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import errno
 import importlib.metadata
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,27 @@ def test_a_disk_that_cannot_be_written_to_is_named(config: AgentConfig, tmp_path
     (found,) = box.disk(dataclasses.replace(config, state_dir=tmp_path / "closed"))
     assert found.state == "todo"
     assert "cannot be written to" in found.said
+
+
+@pytest.mark.parametrize(
+    ("number", "step"),
+    [
+        (errno.ENOSPC, "free space"),
+        (errno.EROFS, "repair or replace the disk"),
+        (errno.EACCES, "run doctor as the agent's user"),
+    ],
+)
+def test_each_fault_of_a_disk_has_its_own_step(
+    config: AgentConfig, monkeypatch: pytest.MonkeyPatch, number: int, step: str
+) -> None:
+    def fails(**_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", fails)
+    (found,) = box.disk(config)
+    assert found.state == "todo"
+    assert step in found.todo
+    assert os.strerror(number) in found.said
 
 
 @pytest.mark.parametrize(("free", "state"), [(300_000, "todo"), (900_000, "ok")])
