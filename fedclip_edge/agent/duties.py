@@ -85,8 +85,7 @@ class Duties:
         """Write the state of the agent, if that is due."""
         new = self.new_pictures
         model = None if new is None else new.answering.choice.current
-        working = [worker.name for worker in self._workers if worker.is_busy]
-        file.look(self.session, self.pause, model, working, now)
+        file.look(self.session, self.pause, model, now)
 
     def _look_and_follow(self) -> None:
         """Raise UnwantedError once nobody wants the result of the work, which then ends."""

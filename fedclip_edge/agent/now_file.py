@@ -14,7 +14,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,7 +41,7 @@ class Now:
     pid: int
     at: float  # Unix time of the last change, in seconds
     doing: str = ""  # in words, as `systemctl status` shows it
-    working: tuple[str, ...] = ()  # the child processes that work: "encoder", "trainer"
+    activity: str = ""  # in the run, as the coordinator is told it (protocol/message_parts.py)
     is_connected: bool = False  # to the broker
     has_coordinator: bool = False  # it has answered, and is online
     run: str = ""  # the run that the coordinator serves
@@ -117,19 +117,13 @@ class NowFile:
         session: Session | None,
         pause: Pause,
         model: ModelInUse | None,
-        working: Sequence[str],
         now: float,
     ) -> None:
-        """Write the file if that is due; `now` is monotonic, in seconds.
-
-        `working` names the child processes that work.
-        """
+        """Write the file if that is due; `now` is monotonic, in seconds."""
         if now - self._looked_at < WRITE_S:
             return
         self._looked_at = now
-        self._now = replace(
-            self._now, doing=SYSTEMD.text, paused=pause.reason, working=tuple(working)
-        )
+        self._now = replace(self._now, doing=SYSTEMD.text, paused=pause.reason)
         if model is not None:
             self._now = replace(
                 self._now, model=model.kind, model_run=model.run, model_version=model.version
@@ -163,6 +157,7 @@ def _of_session(before: Now, session: Session) -> Now:
         is_connected=handshake.is_connected,
         has_coordinator=handshake.is_connected and answers and not handshake.is_alone,
         left_out=session.standby.reason,
+        activity=session.publisher.activity,
         run="" if manifest is None else manifest.run,
         phase="" if manifest is None else manifest.phase,
         round=0 if manifest is None else manifest.exchange.number,

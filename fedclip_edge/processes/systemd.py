@@ -57,11 +57,6 @@ class Systemd:
                 faulthandler.enable()
 
     @property
-    def listens(self) -> bool:
-        """True if systemd started this process, and reads its messages."""
-        return self._socket is not None
-
-    @property
     def text(self) -> str:
         """The last words of `status`, also if nobody listens."""
         return self._status

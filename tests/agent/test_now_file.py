@@ -33,11 +33,10 @@ class Writer:
         self,
         session: Session | None = None,
         model: ModelInUse | None = None,
-        working: tuple[str, ...] = (),
         by_s: float = WRITE_S,
     ) -> Now:
         self.now += by_s
-        self.file.look(session, self.pause, model, working, self.now)
+        self.file.look(session, self.pause, model, self.now)
         found = read_now(self.state_dir)
         assert found is not None
         return found
@@ -55,8 +54,8 @@ def test_it_follows_the_agent_from_its_start_into_a_run(
     assert found.doing == "tries the providers of its encoder"
     writer.file.name_provider("openvino")
     writer.file.tell(3, 10)
-    found = writer.look(working=("encoder",))
-    assert (found.encoded, found.to_encode, found.working) == (3, 10, ("encoder",))
+    found = writer.look()
+    assert (found.encoded, found.to_encode) == (3, 10)
     assert found.provider == "openvino"
     writer.file.tell(10, 10)
     found = writer.look(scene.session, ModelInUse("fleet", classes, run="run-0", version="v"))
@@ -68,6 +67,8 @@ def test_it_follows_the_agent_from_its_start_into_a_run(
     assert (found.run, found.phase, found.round, found.left_out) == ("run-1", "open", 1, "")
     assert found.accuracy == dict(scene.session.evaluation_queue.report.accuracy)  # type: ignore[union-attr]
     assert (found.accuracy_run, found.accuracy_round) == ("run-1", 0)
+    scene.session.publisher.activity = "training"
+    assert writer.look(scene.session).activity == "training"
     writer.pause.reason = "the box has 90 degrees"
     assert writer.look(scene.session).paused == "the box has 90 degrees"
 

@@ -18,6 +18,11 @@ _MODELS = {
     "fleet": "the fleet's model",
     "own": "this box's own model",
 }
+_ACTIVITIES = {
+    "downloading": "downloads the model",
+    "training": "trains",
+    "evaluating": "evaluates the model",
+}
 # Names of a report, and the words of the page.
 _ACCURACIES = (("zero_shot", "zero-shot"), ("federated", "shared"), ("personal", "own"))
 
@@ -64,8 +69,9 @@ def _headline(now: Now | None, *, runs: bool) -> tuple[str, str, str]:
 
 
 def _of_run(now: Now) -> str:
-    if "trainer" in now.working:
-        return f"{now.run}: trains or evaluates, round {now.round}"
+    activity = _ACTIVITIES.get(now.activity)
+    if activity is not None:
+        return f"{now.run}: {activity}, round {now.round}"
     words = {
         "": "no run yet",
         "gathering": f"{now.run} waits for devices",

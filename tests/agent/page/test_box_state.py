@@ -60,7 +60,8 @@ def test_it_names_the_run_the_model_and_accuracies_beside_zero_shot(box: BoxScen
 
 
 @pytest.mark.parametrize(("change", "words", "severity"), [
-    ({"working": ["trainer"]}, "run-1: trains or evaluates, round 3", "well"),
+    ({"activity": "training"}, "run-1: trains, round 3", "well"),
+    ({"activity": "waiting"}, "run-1: round 3", "well"),
     ({"paused": "the box has 90 degrees"}, 'Pauses</span> <span class="why">the box has 90', "warning"),
     ({"is_connected": False, "doing": "no link to the broker"}, "Not connected", "warning"),
     ({"is_connected": False}, "it starts, and reads its pictures", "warning"),
