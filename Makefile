@@ -11,13 +11,13 @@ DEMO ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-# One process more than there are cores: tests also wait for disks, brokers and deadlines. The tests
-# of a file run in the same process, because their shared fixtures take long to make. Files start in
-# the order of their names: by default, those with the fewest tests would start last, and they take
-# longest. If a process dies, the run ends: loadfile would wait endlessly for the tests that the
-# process had left (xdist 3.8).
+# Three processes more than there are cores: half of the time, tests wait for brokers, deadlines and
+# disks. The tests of a file run in the same process, because their shared fixtures take long to
+# make. Files start in the order of their names: by default, those with the fewest tests would start
+# last, and they take longest. If a process dies, the run ends: loadfile would wait endlessly for the
+# tests that the process had left (xdist 3.8).
 CORES := $(shell getconf _NPROCESSORS_ONLN)
-TESTS := $(BIN)/python -m pytest -n $(shell echo $$(($(CORES) + 1))) --max-worker-restart=0
+TESTS := $(BIN)/python -m pytest -n $(shell echo $$(($(CORES) + 3))) --max-worker-restart=0
 FILES := --dist loadfile --no-loadscope-reorder
 # With RERUN=1, as in .ci/run, tests that failed run once more, one at a time, and their names are
 # printed: a fault fails twice, but a test may fail once because the machine is busy. pytest's code
@@ -30,7 +30,7 @@ INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX),)
 RABBITMQ := /usr/lib/rabbitmq/bin/rabbitmq-server
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-short test-slow test-all test-cluster test-docker test-openvino test-arm64 lint bench adversary docs wheel clean
+.PHONY: help setup demo test test-short test-unit test-slow test-all test-cluster test-docker test-openvino test-arm64 lint bench adversary docs wheel clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,17 +51,22 @@ demo: $(READY) ## Run a federation on this machine (DEMO="--rounds 10" passes op
 test: $(READY) ## Run the tests
 	@$(TESTS) $(FILES) $(AGAIN)
 
-# For one more version of Python, in a third of the time. Tests whose result does not depend on the
-# version are marked one_python: those of documents and prose, and long ones such as the adversary's
-# seeds, demos and fleets that are killed, exported networks. All tests that open SQLite files in
-# their own process are included, because newer versions of Python warn about files that older ones
-# accept.
-test-short: $(READY) ## Run the tests except the longest (for another Python: PYTHON=... VENV=...)
-	@$(TESTS) $(FILES) -m 'not slow and not cluster and not docker and not arm64 and not one_python' $(AGAIN)
+# For more versions of Python. Tests whose result does not depend on the version are marked
+# one_python: those of documents and prose, and long ones such as the adversary's seeds, demos and
+# fleets that are killed, exported networks. Tests that open SQLite files in their own process are
+# not marked, because newer versions of Python warn about files that older ones accept.
+SHORT := $(FILES) -m 'not slow and not cluster and not docker and not arm64 and not one_python'
 
-# Tests of one file may run in several processes: most of the time they wait.
+test-short: $(READY) ## Run the tests except the longest (for another Python: PYTHON=... VENV=...)
+	@$(TESTS) $(SHORT) $(AGAIN)
+
+test-unit: $(READY) ## Run those of test-short that do not start whole fleets
+	@$(TESTS) $(SHORT) --ignore=tests/end_to_end --ignore=tests/attacks $(AGAIN)
+
+# Tests of one file may run in several processes: most of the time they wait. Each process reads all
+# files that it is given, which takes ten seconds for all.
 test-slow: $(READY) ## Run only the slow tests
-	@$(TESTS) --dist loadgroup -m slow $(SLOW) $(AGAIN)
+	@$(TESTS) --dist loadgroup -m slow $(SLOW) $$(grep -rl 'mark\.slow' tests --include='test_*.py') $(AGAIN)
 
 test-all: $(READY) ## Run the tests, including the slow ones
 	@$(TESTS) $(FILES) -m 'not cluster and not docker and not arm64'

@@ -22,7 +22,7 @@ import light
 import numpy as np
 import system
 from PIL import Image
-from processes import memory_mb
+from processes import memory_mb, pss_mb
 
 from fedclip_edge.config.fleet import RunRules
 from fedclip_edge.processes.children import Children, own_command
@@ -92,9 +92,9 @@ def _phase(
         if agent.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError(f"the agent ended, or {name} takes too long: {log.read_text()}")
         with contextlib.suppress(ValueError, OSError):  # a child that has just ended
-            its = [_pss_mb(pid) for pid in system.descendants(agent.pid)]
+            its = [pss_mb(pid) for pid in system.descendants(agent.pid)]
             main = max(main, memory_mb(agent.pid))
-            whole = max(whole, _pss_mb(agent.pid) + sum(its))
+            whole = max(whole, pss_mb(agent.pid) + sum(its))
             children = max(children, sum(its))
             count = max(count, len(its))
         time.sleep(_READS_S)
@@ -104,13 +104,6 @@ def _phase(
         f"{name}: all processes, PSS MB": whole,
         f"{name}: children at once": count,
     }
-
-
-def _pss_mb(pid: int) -> float:
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) * 1024 / 1e6
-    raise ValueError(pid)
 
 
 def _said(log: Path, event: str) -> int:

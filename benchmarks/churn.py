@@ -30,6 +30,7 @@ from cached_crypto import quickly
 from fake_learner import FakeLearner
 
 from fedclip_edge import log
+from fedclip_edge.agent.working import work
 from fedclip_edge.config.agent import AgentConfig
 from fedclip_edge.config.fleet import RunRules
 from fedclip_edge.learning import methods
@@ -95,6 +96,7 @@ class Fleet(in_memory.Fleet):
         for name, session in self.sessions.items():
             if name not in self.stopped:
                 session.act(self.now)
+                work(session, lambda: self.now)
         self.coordinator.tick(self.now)
         self.now += TICK_S
 

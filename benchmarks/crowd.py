@@ -31,6 +31,7 @@ from processes import memory_mb, processor_s
 from fedclip_edge import log
 from fedclip_edge.agent.session import Session
 from fedclip_edge.agent.state_db import StateDb, open_state_db
+from fedclip_edge.agent.working import work
 from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.config.fleet import RunRules
 from fedclip_edge.processes.children import Children, own_command
@@ -214,6 +215,7 @@ def _live(
                     session.handle_event(event, time.monotonic())
                     event = session.transport.next_event(0)
                 worked = session.act(time.monotonic())
+                worked = work(session) or worked
 
 
 def main() -> None:

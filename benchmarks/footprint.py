@@ -9,6 +9,8 @@
   and ten minutes), scaled to an hour.
 - agent: one agent's processes while it encodes, trains and waits (agent_memory.py). `--bundle`
   names the bundle to measure with.
+- page: a waiting coordinator and a waiting agent with `[page]`, before somebody opens the page and
+  while it is open (page_memory.py).
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from agent_memory import agent_memory
 from crowd import crowd
 from federation import Federation
 from link import Link
+from page_memory import page_memory
 from processes import memory_mb
 
 from fedclip_edge.config.fleet import RunRules
@@ -58,6 +61,10 @@ LIMITS = {
     "encoding: all processes, PSS MB": 400.0,
     "training: all processes, PSS MB": 450.0,
     "idle_kb_an_hour": 20.0,
+    "agent, nobody looks: main, resident MB": 110.0,
+    "agent, page open: all processes, PSS MB": 110.0,
+    "coordinator, nobody looks: main, resident MB": 120.0,
+    "coordinator, page open: all processes, PSS MB": 120.0,
 }
 _KEEPALIVE_S = 60
 _READY_S = 120.0
@@ -181,7 +188,7 @@ def _agent(folder: Path, bundle: Path, port: int, fleet: str, state: str) -> Ite
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "what", nargs="*", choices=["crowd", "slope", "idle", "agent", []], default=[]
+        "what", nargs="*", choices=["crowd", "slope", "idle", "agent", "page", []], default=[]
     )
     parser.add_argument("--devices", type=int, default=1000, help="size of the crowd")
     parser.add_argument("--rounds", type=int, default=1000)
@@ -195,7 +202,7 @@ def main() -> int:
     )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    wanted = options.what or ["crowd", "slope", "idle", "agent"]
+    wanted = options.what or ["crowd", "slope", "idle", "agent", "page"]
     print(
         f"Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} cores, "
         f"load {os.getloadavg()[0]:.1f}"
@@ -208,9 +215,12 @@ def main() -> int:
             figures |= slope(Path(made) / "slope", options.rounds)
         if "idle" in wanted:
             figures |= idle(Path(made) / "idle")
-        if "agent" in wanted:
-            bundle = options.bundle or _tiny(Path(made) / "tiny")
-            figures |= agent_memory(Path(made) / "agent", read_bundle(bundle))
+        if "agent" in wanted or "page" in wanted:
+            bundle = read_bundle(options.bundle or _tiny(Path(made) / "tiny"))
+            if "agent" in wanted:
+                figures |= agent_memory(Path(made) / "agent", bundle)
+            if "page" in wanted:
+                figures |= page_memory(Path(made) / "page", bundle)
     missed = [name for name, limit in LIMITS.items() if figures.get(name, 0.0) > limit]
     for name, value in figures.items():
         limit = f"  at most {LIMITS[name]:g}" if name in LIMITS else ""

@@ -23,7 +23,8 @@ from fake_learner import FakeLearner
 from fedclip_edge import log
 from fedclip_edge.agent import loop
 from fedclip_edge.agent.publisher import will
-from fedclip_edge.agent.session import Session, start_session
+from fedclip_edge.agent.session import Session
+from fedclip_edge.agent.session_start import start_session
 from fedclip_edge.agent.state_db import StateDb, open_state_db
 from fedclip_edge.config.agent import AgentConfig, DataConfig
 from fedclip_edge.config.broker import BrokerAddress

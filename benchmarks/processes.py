@@ -14,6 +14,14 @@ def memory_mb(process: int, field: str = "VmRSS") -> float:
     raise ValueError(field)
 
 
+def pss_mb(process: int) -> float:
+    """Memory in megabytes, of which shared pages count in parts; ValueError if it has ended."""
+    for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024 / 1e6
+    raise ValueError(process)
+
+
 def processor_s(process: int) -> float:
     """CPU seconds that a process has used, in the kernel's steps of usually 10 ms."""
     fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()

@@ -96,7 +96,7 @@ class Agent:
     # Connection and outgoing messages.
 
     def envelope(self, topic: str, kind: str, body: Json) -> bytes:
-        message = {"kind": kind, "from": self.config["id"], "revision": 1, "body": body}
+        message = {"kind": kind, "from": self.config["id"], "revision": 2, "body": body}
         line = json.dumps(message, allow_nan=False).encode()
         return line + b"\n" + base64.b64encode(self.key.sign(topic.encode() + b"\0" + line))
 
@@ -169,7 +169,7 @@ class Agent:
         line, _, signature = payload.partition(b"\n")
         message = read_json(line)
         kind, body = message["kind"], message["body"]
-        if message["revision"] != 1:
+        if message["revision"] != 2:
             raise ValueError("the coordinator has another revision of the protocol")
         if message["from"] != "coordinator":
             raise ValueError("not the coordinator's")

@@ -4,8 +4,8 @@ Laws:
 
 - Logits are computed by the same functions as in training and evaluation (learning/methods), and
   answers as on a device (learning/classification.py).
-- At most 1 + BATCHES_AHEAD batches of pixels (vision/pace.py), and as many of files, are held at a
-  time, for any number of pictures.
+- At most one batch of pixels for each thread (vision/pace.py), and twice as many batches of files,
+  are held at a time, for any number of pictures.
 - A picture that cannot be decoded is skipped and named.
 - A picture whose feature is in the cache is neither decoded nor encoded.
 """
@@ -13,7 +13,7 @@ Laws:
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -115,7 +115,10 @@ def predict_pictures(
     The pictures skipped in a batch come before its predictions. `config` is the one that `encoder`
     was made with. Raises BundleError like `Encoder.embed`, and DataError if `cache` cannot be used.
     """
-    key, pace = encoder.feature_key, pace_of(config)
+    key, pace = encoder.feature_key, pace_of(config, len(asked))
+
+    def read(batch: Sequence[Asked]) -> list[_File]:
+        return [_read(one) for one in batch]
 
     def looked_up(files: Iterable[list[_File]]) -> Iterator[_File]:
         for batch in files:
@@ -124,34 +127,42 @@ def predict_pictures(
                 known = cache.get([one.hash for one in batch if one.hash], key)
             yield from (replace(one, feature=known.get(one.hash)) for one in batch)
 
-    def decoded(file: _File) -> _File:
-        return _decode(file, preprocessing, fast=config.fast)
+    def encoded(batch: Sequence[_File]) -> _Batch:
+        files = [_decode(one, preprocessing, fast=config.fast) for one in batch]
+        pixels = {one.hash: one.pixels for one in files if one.pixels is not None}
+        fresh: dict[str, F32] = {}
+        if pixels:
+            vectors = pace.encode(encoder.embed, np.stack(list(pixels.values())))  # (B, D)
+            fresh = dict(zip(pixels, vectors, strict=True))
+        return _Batch([replace(one, pixels=None) for one in files], fresh)
 
-    # Files are read and decoded in threads; the cache is used in this one.
+    # Files are read and encoded in threads; the cache is used in this one.
     with (
-        closing(pace.batches(_read, asked)) as files,
-        closing(pace.batches(decoded, looked_up(files))) as batches,
+        closing(pace.batches(read, asked)) as files,
+        closing(pace.batches(encoded, looked_up(files))) as batches,
     ):
         for batch in batches:
-            yield from (Skipped(one.asked.path, one.reason) for one in batch if one.reason)
-            features = {one.hash: one.feature for one in batch if one.feature is not None}
-            pixels = {one.hash: one.pixels for one in batch if one.pixels is not None}
-            if pixels:
-                encoded = encoder.embed(np.stack(list(pixels.values())))  # (B, D)
-                fresh = dict(zip(pixels, encoded, strict=True))
-                features |= fresh
-                if cache is not None:
-                    cache.put(fresh, key)
-            usable = [one.asked for one in batch if not one.reason]
+            yield from (Skipped(one.asked.path, one.reason) for one in batch.files if one.reason)
+            features = {one.hash: one.feature for one in batch.files if one.feature is not None}
+            if batch.fresh and cache is not None:
+                cache.put(batch.fresh, key)
+            features |= batch.fresh
+            usable = [one for one in batch.files if not one.reason]
             if not usable:
                 continue
-            vectors = np.stack([features[one.hash] for one in batch if not one.reason])  # (B, D)
-            batch.clear()  # frees the pixels before the next batch is complete
-            pixels.clear()
+            vectors = np.stack([features[one.hash] for one in usable])  # (B, D)
             found = classify(vectors, classes, model)
-            for i, one_asked in enumerate(usable):
+            for i, one in enumerate(usable):
                 adapted = None if found.adapted is None else found.adapted[i]
-                yield Prediction(one_asked, found.zero_shot[i], adapted, float(found.scores[i]))
+                yield Prediction(one.asked, found.zero_shot[i], adapted, float(found.scores[i]))
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """One batch of files, and the features that were computed for it."""
+
+    files: Sequence[_File]  # their pixels are gone
+    fresh: Mapping[str, F32]  # new features (D,) by picture hash
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 from checkout import ROOT
 
-from fedclip_edge.agent import answering, features, label_store, model_in_use, rescan, review_files
+from fedclip_edge.agent import (
+    answering,
+    features,
+    label_store,
+    model_in_use,
+    now_file,
+    rescan,
+    review_files,
+)
 from fedclip_edge.vision import provider_choice
 
 pytestmark = pytest.mark.one_python
@@ -49,6 +57,8 @@ def test_the_first_screen_of_the_readme_leads_to_the_main_uses(guide: str) -> No
         model_in_use.FLEET,
         model_in_use.CLASSES,
         model_in_use.OWN,
+        now_file.NOW,
+        "page.token",
         f"{review_files.FOLDER}/",
         "bundles/",
         "parked.sqlite",

@@ -424,31 +424,46 @@ def test_the_documents_name_the_supported_versions_of_python() -> None:
     assert f"({span})" in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
-def test_ci_runs_the_newest_python_of_the_machine(tmp_path: Path) -> None:
+def test_ci_runs_most_tests_on_the_oldest_python_and_unit_tests_on_the_newest(
+    tmp_path: Path,
+) -> None:
     if not (ROOT / ".ci" / "run").exists():
         pytest.skip(".ci/run is only in the checkout")
-    newest, before = versions()[-1], versions()[-2]
-    for version in (newest, before):  # an interpreter that says that it is the wanted one
+    oldest, (before, newest) = versions()[0], versions()[-2:]
+    for version in (oldest, before, newest):  # an interpreter that says that it is the wanted one
         (tmp_path / f"python{version}").write_text("#!/bin/sh\nexit 0\n")
         (tmp_path / f"python{version}").chmod(0o755)
     text = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    begin, end = text.index("supported=$("), text.index('step "the slow tests"')
+    choice, environments, tests = (
+        text[text.index(begin) : text.index(end)]
+        for begin, end in (
+            ("supported=$(", 'step "the environment"'),
+            ("make_environments()", "in_background environments"),
+            ("target=test-short", 'step "the slow tests'),
+        )
+    )
     script = (
         "step() { :; }; rm() { :; }; pyenv() { echo none; }; make() { echo make $*; }\n"
-        + re.sub(r"(?m)^default=.*$", "default=none", text[begin:end])
+        + re.sub(r"(?m)^default=.*$", "default=none", choice)
+        + f"{environments}\nmake_environments\n{tests}"
     )
     for found in (newest, before):
-        path = f"{tmp_path}:/usr/bin:/bin"
         done = subprocess.run(
             ["bash", "-euc", script],
             cwd=ROOT,
-            env={"PATH": path},
+            env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
             capture_output=True,
             text=True,
             check=True,
         )
-        where = f"PYTHON={tmp_path}/python{found} VENV=.venv-{found}"
-        assert f"make test-short {where}\n" in done.stdout
+        wheres = [f"PYTHON={tmp_path}/python{v} VENV=.venv-{v}" for v in (oldest, found)]
+        made = [line for line in done.stdout.splitlines() if line.startswith("make ")]
+        assert made == [
+            f"make setup {wheres[0]}",
+            f"make setup {wheres[1]}",
+            f"make test-short {wheres[0]}",
+            f"make test-unit {wheres[1]}",
+        ]
         (tmp_path / f"python{found}").unlink()
     assert f"no Python {newest} on this machine: not tested" in done.stdout
 

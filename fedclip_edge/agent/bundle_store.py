@@ -99,6 +99,14 @@ class BundleStore:
                 self._write(_Chosen(newest=min(self._read().newest, lost - 1)))
             raise
 
+    def read(self, *, reads_encoder: bool = True) -> Bundle | None:
+        """Read the bundle in use, as `read_bundle` does, and change nothing; None if there is none.
+
+        It is for programs beside the agent. Raises BundleError if it is missing or damaged.
+        """
+        folder = self.current
+        return None if folder is None else read_bundle(folder, reads_encoder=reads_encoder)
+
     def stage(self, description: Description, sources: Mapping[str, Path]) -> Path:
         """Put a new bundle together in a folder of its own, and return the folder.
 

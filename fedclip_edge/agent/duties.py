@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from fedclip_edge.agent.cache_quota import CacheQuota
 from fedclip_edge.agent.monitor import Monitor
 from fedclip_edge.agent.new_pictures import NewPictures
+from fedclip_edge.agent.now_file import NowFile
 from fedclip_edge.agent.pause import Pause
 from fedclip_edge.agent.session import Session
 from fedclip_edge.agent.settings import Settings
 from fedclip_edge.agent.state_lock import StateLock
+from fedclip_edge.agent.working import follow
 from fedclip_edge.pki.expiry import Expiry
 from fedclip_edge.processes.systemd import SYSTEMD
 from fedclip_edge.processes.worker import Worker
+
+if TYPE_CHECKING:
+    from fedclip_edge.web.on_demand import OnDemand
 
 _TURN_S = 0.2
 
@@ -28,14 +34,19 @@ class Duties:
     settings: Settings
     pause: Pause
     lock: StateLock
+    page: OnDemand | None = None  # None without [page]
+    now_file: NowFile | None = None  # None without [page]
     session: Session | None = None  # None until the agent has connected
     new_pictures: NewPictures | None = None  # None without a bundle
     quota: CacheQuota | None = None  # None until the pictures are known
     _workers: list[Worker] = field(default_factory=list)
 
-    def watch(self, worker: Worker) -> None:
-        """End this worker when it is idle, pause it, and do the duties while it works."""
-        worker.meanwhile = self.look
+    def watch(self, worker: Worker, *, does_tasks: bool = False) -> None:
+        """End this worker when it is idle, pause it, and do the duties while it works.
+
+        While it `does_tasks` of the session, the session follows the run, too.
+        """
+        worker.meanwhile = self._look_and_follow if does_tasks else self.look
         worker.is_paused = self.pause.is_on
         self._workers.append(worker)
 
@@ -49,6 +60,8 @@ class Duties:
         now = time.monotonic()
         SYSTEMD.turn()
         self.lock.look(now)
+        if self.page is not None:
+            self.page.look(now)
         self.settings.look()
         self.pause.look(now)
         if self.session is not None:
@@ -65,6 +78,20 @@ class Duties:
             self.expiry.look(now)
             if self.monitor is not None:
                 self.monitor.look(self.session, now)
+        if self.now_file is not None:
+            self._tell(self.now_file, now)
+
+    def _tell(self, file: NowFile, now: float) -> None:
+        """Write the state of the agent, if that is due."""
+        new = self.new_pictures
+        model = None if new is None else new.answering.choice.current
+        file.look(self.session, self.pause, model, now)
+
+    def _look_and_follow(self) -> None:
+        """Raise UnwantedError once nobody wants the result of the work, which then ends."""
+        self.look()
+        if self.session is not None and self.session.task is not None:
+            follow(self.session)
 
     def wait(self) -> None:
         """Do the duties until the pause is over."""

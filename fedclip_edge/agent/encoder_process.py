@@ -1,8 +1,8 @@
 """The encoder process of a device: a child of the agent that puts features into its cache.
 
 Laws:
-- It runs only while there are pictures to encode, and IDLE_S after that. So an agent that waits
-  has no encoder in its memory.
+- It runs only while there are pictures to encode, or files that may be new pictures, and IDLE_S
+  after that. So an agent that waits has no encoder in its memory.
 - Many pictures are several requests, of about SLICE_S each, so that a new picture need not wait for
   all of them.
 - A picture on which the process dies again and again is skipped, like one that cannot be decoded;
@@ -11,6 +11,7 @@ Laws:
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from fedclip_edge.agent.encoding import Encoded
 from fedclip_edge.agent.limits import of_child, within
 from fedclip_edge.config.agent import EncoderConfig
 from fedclip_edge.config.limits import Limits
-from fedclip_edge.errors import WorkerError
+from fedclip_edge.errors import FedclipError, WorkerError
 from fedclip_edge.processes.children import Children
 from fedclip_edge.processes.worker import PausedError, Worker
 from fedclip_edge.vision.bundle import Bundle
@@ -54,6 +55,16 @@ class EncoderProcess:
         # Called between two slices, when the process is free for another request.
         self.between: Callable[[], None] = lambda: None
         self._fatal = 0  # pictures in a row on which the process died
+
+    def load(self) -> None:
+        """Start the process, if it does not run, and load the encoder before a picture needs it.
+
+        An error is not raised: it comes again with the first picture.
+        """
+        if self.worker.is_busy or self.worker.is_running or self.worker.is_paused():
+            return
+        with contextlib.suppress(FedclipError):
+            self.worker.ask("load", deadline_s=_HANGS_S)
 
     def encode(self, pictures: Sequence[Picture], progress: Progress | None = None) -> Encoded:
         """Put the features of `pictures` into the cache, if they are not in it.

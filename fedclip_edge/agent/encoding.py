@@ -41,6 +41,10 @@ class Encoding:
     def __post_init__(self) -> None:
         self._encoder = LazyEncoder(self.bundle, self.config)
 
+    def load(self) -> None:
+        """Load the encoder before the first picture needs it; raises as `LazyEncoder.load`."""
+        self._encoder.load()
+
     def encode(self, pictures: Sequence[Picture], progress: Progress | None = None) -> Encoded:
         """Put the features of `pictures` into the cache, if they are not in it.
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from fedclip_edge import log
-from fedclip_edge.agent.learner import Learner
 from fedclip_edge.agent.model_download import Held
 from fedclip_edge.protocol.messages import Manifest
 from fedclip_edge.protocol.report import Report
@@ -30,7 +29,6 @@ _WAITING = 64
 class EvaluationQueue:
     """One device's models in the order of evaluation."""
 
-    learner: Learner
     report: Report | None = None  # the last one made in this run
     _waiting: list[Held] = field(default_factory=list)
     _newest: str = ""  # version of the model that was evaluated most recently
@@ -67,25 +65,18 @@ class EvaluationQueue:
             return None
         # The held model can be missing from the queue: it arrived in an earlier run, or it was
         # evaluated before it was known to be the last.
-        done = self._last if self._is_last(held, manifest) else self._newest
+        done = self._last if self.is_last(held, manifest) else self._newest
         return None if done == held.version else held
 
-    def evaluate(self, held: Held, manifest: Manifest, waited_s: float) -> Report:
-        """Evaluate a model and make the report on it.
-
-        `waited_s` is the time in seconds that the device has been idle since it first connected.
-        """
-        is_last = self._is_last(held, manifest)
-        measured = self.learner.evaluate(held.model, manifest.plan, final=is_last)
-        self.report = self.learner.report(
-            manifest.run, held.model, held.version, measured, waited_s
-        )
-        self._waiting = [other for other in self._waiting if other.version != held.version]
-        self._newest = held.version
+    def note(self, report: Report, *, is_last: bool) -> None:
+        """Record the report on a model; `is_last` is true if it was evaluated as the run's last."""
+        self.report = report
+        self._waiting = [other for other in self._waiting if other.version != report.model]
+        self._newest = report.model
         if is_last:
-            self._last = held.version
-        return self.report
+            self._last = report.model
 
     @staticmethod
-    def _is_last(held: Held, manifest: Manifest) -> bool:
+    def is_last(held: Held, manifest: Manifest) -> bool:
+        """True if the manifest says that this model is the last one of its run."""
         return manifest.phase in ("final", "done") and held.version == manifest.model.sha256

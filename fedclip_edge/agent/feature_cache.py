@@ -29,7 +29,12 @@ def with_cache(path: Path, work: Callable[[FeatureCache], T]) -> T:
         with FeatureCache(path) as cache:
             return work(cache)
     except UnusableCacheError as error:
-        log.event("feature_cache_rebuilt", file=path, reason=str(error.__cause__ or error))
+        log.event("feature_cache_rebuilt", file=path, reason=_reason(error))
     delete_cache_file(path)
     with FeatureCache(path) as cache:
         return work(cache)
+
+
+def _reason(error: UnusableCacheError) -> str:
+    """The cause without the advice, which the caller has followed."""
+    return str(error.__cause__ or error).partition(";")[0]

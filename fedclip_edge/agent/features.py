@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -33,6 +34,7 @@ from fedclip_edge.vision.picture_index import PictureIndex
 
 CACHE = "features.sqlite"  # in state_dir
 _AT_ONCE = 1000  # features; this limits the memory
+_TURN_S = 0.1  # for which files are read at once
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,27 @@ class DeviceFeatures:
     test_pictures: tuple[Picture, ...]  # N of them, in the order of `test`
 
 
+def _do_nothing() -> None:
+    """There is nothing else to do."""
+
+
+@dataclass(eq=False)
+class _InTurns:
+    """Reading of files by `index`, in turns with the caller's other duties."""
+
+    index: PictureIndex
+    meanwhile: Callable[[], object]
+
+    def __post_init__(self) -> None:
+        self._turned_at = time.monotonic()
+
+    def hash_of(self, path: Path) -> str:
+        if time.monotonic() - self._turned_at >= _TURN_S:
+            self.meanwhile()
+            self._turned_at = time.monotonic()
+        return self.index.hash_of(path)
+
+
 def prepare_pictures(
     config: AgentConfig,
     bundle: Bundle,
@@ -82,6 +105,7 @@ def prepare_pictures(
     progress: Progress | None,
     index: PictureIndex | None = None,
     before: DevicePictures | None = None,
+    meanwhile: Callable[[], object] = _do_nothing,
 ) -> DevicePictures:
     """Find the device's pictures, and have `encode` put the features of new ones into the cache.
 
@@ -91,13 +115,13 @@ def prepare_pictures(
     is tried again.
 
     `progress` is called after each batch with two counts of distinct pictures: those with features
-    so far, and all. Raises DataError if the picture folder or the cache cannot be used; errors of
-    `encode` are passed on.
+    so far, and all. While files are read, `meanwhile` is called several times a second. Raises
+    DataError if the picture folder or the cache cannot be used; errors of `encode` are passed on.
     """
     index = index or PictureIndex()
     inbox = None if config.inbox is None else config.inbox.folder
     labels = labels_for(config, bundle.classes.names)
-    dataset = read_device(labels, inbox, index.hash_of)
+    dataset = read_device(labels, inbox, _InTurns(index, meanwhile).hash_of)
     index.save()
     if before is not None and before.is_whole and dataset.pictures == before.found:
         return _with_others(before, dataset)
@@ -182,7 +206,7 @@ def read_features(config: AgentConfig, bundle: Bundle, sides: Sides) -> DeviceFe
     def read(cache: FeatureCache) -> tuple[dict[str, Features], tuple[Picture, ...]]:
         found: dict[str, Features] = {}
         pictures: tuple[Picture, ...] = ()
-        for side in (field.name for field in fields(Sides)):
+        for side in (one.name for one in fields(Sides)):
             embedded = embed_pictures(
                 getattr(sides, side),
                 encoder,

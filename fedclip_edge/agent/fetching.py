@@ -62,7 +62,7 @@ class Fetching:
         if came is None:
             return
         self._listen_for("")
-        if self.evaluation_queue.learner.evaluates:
+        if self.download.learner.evaluates:
             self.evaluation_queue.add(came)
 
     def _ask(self, want: Want) -> None:

@@ -95,9 +95,9 @@ class FolderWatch:
         return (self.folder,) if self.inbox is None else (self.folder, self.inbox)
 
     @property
-    def unread(self) -> int:
-        """The number of files that came or changed and are not read yet."""
-        return len(self._unread)
+    def has_unknown_files(self) -> bool:
+        """True if files have come that were never read, so there may be new pictures soon."""
+        return self._unread.has_unknown
 
     def __enter__(self) -> FolderWatch:
         """Begin to watch."""

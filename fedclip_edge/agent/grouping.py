@@ -5,7 +5,7 @@ from __future__ import annotations
 from fedclip_edge import log
 from fedclip_edge.config.agent import DataConfig
 from fedclip_edge.records import F32
-from fedclip_edge.vision.datasets import Dataset
+from fedclip_edge.vision.datasets import Dataset, side_of
 from fedclip_edge.vision.groups import groups_by_name, groups_by_time, largest
 from fedclip_edge.vision.near_copies import near_copies
 from fedclip_edge.vision.picture_index import Event, PictureIndex
@@ -38,6 +38,25 @@ def groups_of(data: DataConfig, dataset: Dataset, index: PictureIndex) -> dict[s
     if largest(groups) > _LARGE_GROUP and len(pictures) >= _MANY:
         log.event("group_too_large", share=largest(groups), group_by=data.group_by)
     return groups
+
+
+def known_sides(data: DataConfig, dataset: Dataset, index: PictureIndex) -> dict[str, str]:
+    """The side of each picture by hash, labelled or not; no file is read.
+
+    With `group_by = "seconds"`, a picture that the agent has not divided yet is left out.
+    """
+    pictures = (*dataset.pictures, *dataset.unlabelled)
+    if data.group_by == "none":
+        groups = {picture.hash: picture.hash for picture in pictures}
+    elif data.group_by == "seconds":
+        groups = {
+            picture.hash: index.events[picture.hash].key
+            for picture in pictures
+            if picture.hash in index.events
+        }
+    else:
+        groups = groups_by_name(pictures, data, dataset.classes)
+    return {picture: side_of(key, data) for picture, key in groups.items()}
 
 
 def warn_of_near_copies(train: F32, test: F32) -> None:

@@ -1,9 +1,12 @@
 """The labels that a person gave on this device, in a file of their own in state_dir.
 
+It also has the labels, from any place, that a person looked at and confirmed. A confirmation is no
+label: it only keeps a review (review.py) from listing this label of this picture as doubtful again.
+
 Laws:
 
 - A label belongs to the bytes of a picture, so it stays when the file is renamed or moved.
-- A label is on disk when `set_labels` returns.
+- A label is on disk when `set_labels` returns, a confirmation when `confirm_labels` does.
 """
 
 from __future__ import annotations
@@ -27,10 +30,13 @@ from fedclip_edge.storage.sqlite import (
 
 LABELS = "labels.sqlite"  # in state_dir
 _SCHEMA = Schema(
-    version=1,
+    version=2,
     table="label",
-    script="CREATE TABLE IF NOT EXISTS label (picture TEXT PRIMARY KEY, class TEXT NOT NULL, "
-    "set_s REAL NOT NULL) WITHOUT ROWID;",
+    script="".join(
+        f"CREATE TABLE IF NOT EXISTS {table} (picture TEXT PRIMARY KEY, class TEXT NOT NULL, "
+        "set_s REAL NOT NULL) WITHOUT ROWID;"
+        for table in ("label", "confirmed")
+    ),
 )
 
 
@@ -43,17 +49,43 @@ def set_labels(
     for a key that is no picture hash or an empty name, DataError if the file is not one of labels
     or is damaged, and DiskError if it cannot be written.
     """
+    _store(state_dir, "label", labels, clock)
+
+
+def confirm_labels(
+    state_dir: Path, labels: Mapping[str, str | None], clock: Callable[[], float] = time.time
+) -> None:
+    """Note that these class names, by picture hash, are right; None takes the note back.
+
+    Raises the errors of `set_labels`.
+    """
+    _store(state_dir, "confirmed", labels, clock)
+
+
+def labels_in(state_dir: Path) -> dict[str, str]:
+    """The class names by picture hash; raises the errors of `set_labels`."""
+    return _read(state_dir, "label")
+
+
+def confirmed_in(state_dir: Path) -> dict[str, str]:
+    """The confirmed class names by picture hash; raises the errors of `set_labels`."""
+    return _read(state_dir, "confirmed")
+
+
+def _store(
+    state_dir: Path, table: str, labels: Mapping[str, str | None], clock: Callable[[], float]
+) -> None:
     for picture, name in labels.items():
         check_sha256(picture, "picture")
         if name is not None and not name.strip():
             raise ValueError("the name of a class is empty; give None to take a label back")
     with _opened(state_dir / LABELS) as database, database:
         database.executemany(
-            "DELETE FROM label WHERE picture = ?",
+            f"DELETE FROM {table} WHERE picture = ?",  # noqa: S608 - a constant
             [(picture,) for picture, name in labels.items() if name is None],
         )
         database.executemany(
-            "INSERT OR REPLACE INTO label VALUES (?, ?, ?)",
+            f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?)",  # noqa: S608 - a constant
             [
                 (picture, normalized_name(name), clock())
                 for picture, name in labels.items()
@@ -62,12 +94,11 @@ def set_labels(
         )
 
 
-def labels_in(state_dir: Path) -> dict[str, str]:
-    """The class names by picture hash; raises the errors of `set_labels`."""
+def _read(state_dir: Path, table: str) -> dict[str, str]:
     if not (state_dir / LABELS).exists():
         return {}
     with _opened(state_dir / LABELS) as database:
-        return dict(database.execute("SELECT picture, class FROM label"))
+        return dict(database.execute(f"SELECT picture, class FROM {table}"))  # noqa: S608 - as above
 
 
 @contextmanager

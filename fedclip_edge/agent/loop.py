@@ -11,11 +11,11 @@ from fedclip_edge.agent.backlog import Backlog
 from fedclip_edge.agent.broker_choice import BrokerChoice
 from fedclip_edge.agent.rescan import Rescan
 from fedclip_edge.agent.session import Session
+from fedclip_edge.agent.working import handle_events, work
 from fedclip_edge.errors import RefusedError
 from fedclip_edge.processes.systemd import SYSTEMD
 
 _TICK_S = 0.2
-_EVENTS_AT_ONCE = 256
 Ending = Literal["run", "bundle", "broker"]  # what ended the loop
 
 
@@ -45,20 +45,16 @@ def loop(
     caller has it called also while a child process works (`serving.py`). `backlog` has its turn
     when the session has nothing to do.
 
-    Events come first because they may make work unnecessary. At most _EVENTS_AT_ONCE are handled
-    before each piece of work, so that an endless stream of messages cannot block the work.
+    Events come first because they may make work unnecessary. While the learner does the session's
+    task, the session follows the run (`working.py`).
     """
     worked = False
     while True:
-        event = session.transport.next_event(0 if worked else _TICK_S)
-        handled = 0
-        while event is not None:
-            session.handle_event(event, time.monotonic())
-            handled += 1
-            event = session.transport.next_event(0) if handled < _EVENTS_AT_ONCE else None
+        handle_events(session, 0 if worked else _TICK_S)
         if rescan is not None and not session.paused:
             rescan.look(session, time.monotonic())
         worked = session.act(time.monotonic())
+        worked = work(session) or worked
         if begins_again():
             session.say_goodbye()
             return "bundle"
@@ -69,8 +65,7 @@ def loop(
         duties()
         if backlog is not None and not worked and not session.paused:
             worked = backlog.look(time.monotonic())
-        if SYSTEMD.listens:
-            SYSTEMD.status(_status(session))
+        SYSTEMD.status(_status(session))
         if session.finished:
             log.event("run_done", refused_messages=session.refused_messages)
             if once:

@@ -10,7 +10,7 @@ Law: a picture that was found is answered once, also if the agent ends before th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,13 +27,22 @@ from fedclip_edge.records import F32
 from fedclip_edge.vision.datasets import Picture
 
 
+def _do_nothing() -> None:
+    """Nothing has to be loaded."""
+
+
 @dataclass(eq=False)
 class NewPictures:
-    """The new pictures of one device with one bundle."""
+    """The new pictures of one device with one bundle.
+
+    `load` is called once when files come, so that the encoder is loaded while they are written.
+    """
 
     watch: FolderWatch
     answering: Answering
     answered: AnsweredPictures
+    load: Callable[[], object] = _do_nothing
+    _has_loaded: bool = False  # for the files that have come
 
     def look(self, session: Session | None, now: float) -> None:
         """Answer the pictures that came since the last call; `now` is monotonic, in seconds.
@@ -47,6 +56,11 @@ class NewPictures:
         if self.answered.is_first_start and self.watch.has_read_old():
             self.answered.end_first_start()
         self.answering.add(changes.new)
+        if not self.watch.has_unknown_files:
+            self._has_loaded = False
+        elif not self._has_loaded:
+            self._has_loaded = True
+            self.load()
         self.answering.look(session, now)
         self.answered.note(self.answering.take_settled())
         self.answered.save(now)

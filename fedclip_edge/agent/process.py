@@ -13,13 +13,16 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedclip_edge import log
 from fedclip_edge.agent.answering import open_outlets
 from fedclip_edge.agent.broker_choice import BrokerChoice
 from fedclip_edge.agent.bundle_store import BundleStore, fetched_folder
 from fedclip_edge.agent.monitor import monitored
+from fedclip_edge.agent.now_file import NowFile
 from fedclip_edge.agent.pause import SENSORS, Pause
 from fedclip_edge.agent.serving import Box, serve
 from fedclip_edge.agent.settings import Settings
@@ -30,11 +33,15 @@ from fedclip_edge.config.agent import AgentConfig
 from fedclip_edge.errors import BundleError, ConfigError, DataError, DiskError
 from fedclip_edge.learning import methods
 from fedclip_edge.pki.own_certificate import check_own_certificate
+from fedclip_edge.processes import heap
 from fedclip_edge.processes.children import Children
 from fedclip_edge.protocol.signing import load_identity
 from fedclip_edge.vision.bundle import Bundle
 from fedclip_edge.vision.bundle_warnings import bundle_warnings
 from fedclip_edge.vision.embedding import Progress
+
+if TYPE_CHECKING:
+    from fedclip_edge.web.on_demand import OnDemand
 
 
 def run(
@@ -44,11 +51,12 @@ def run(
     progress: Progress | None = None,
     file: Path | None = None,
     sensors: Path = SENSORS,
+    page: Callable[[Children], OnDemand | None] | None = None,
 ) -> None:
     """Run the device until it is stopped, or with `once` until one run is over.
 
     After SIGHUP, the settings are read again from `file`. `sensors` is the folder of Linux's
-    thermal zones and power supplies.
+    thermal zones and power supplies. `page` opens the box's page, if it is wanted.
 
     Torch is loaded when the device first trains by gradients, in a child process. A device that
     only evaluates, or that allows only methods in closed form, never needs it.
@@ -60,6 +68,7 @@ def run(
     folder vanishes; WorkerError if the encoder's process dies; ModuleNotFoundError if torch or
     prometheus-client is needed and not installed.
     """
+    heap.free_large_at_once()
     check_torch(config)  # before the pictures are encoded, which may take hours
     check_own_certificate(config.broker.certificate, config.id, config.fleet)
     store = BundleStore(fetched_folder(config.state_dir), config.bundle)
@@ -69,6 +78,7 @@ def run(
     with (
         contextlib.closing(lock_state_dir(config.state_dir)) as lock,
         contextlib.closing(open_state(config.state_dir)) as state_db,
+        contextlib.ExitStack() as closing,
         Children() as children,
         monitored(config) as monitor,
         contextlib.closing(open_outlets(config)) as outlets,
@@ -77,8 +87,23 @@ def run(
         choice = BrokerChoice(config.broker, state_db)
         settings = Settings(config, file, check_torch)
         pause = Pause(settings.limits, sensors)
+        shown = None if page is None else page(children)
+        if shown is not None:
+            closing.callback(shown.close)
+        now_file = None if page is None else NowFile(config.state_dir, config.encoder.label)
         box = Box(
-            settings, identity, lock, state_db, store, children, monitor, choice, outlets, pause
+            settings,
+            identity,
+            lock,
+            state_db,
+            store,
+            children,
+            monitor,
+            choice,
+            outlets,
+            pause,
+            shown,
+            now_file,
         )
         bundle = bundle or _open_bundle(store)
         while not _serve(box, bundle, chosen_at, once, progress):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fedclip_edge.agent.state_db import RunPosition
 from fedclip_edge.config.agent import AgentConfig
 from fedclip_edge.protocol import wire
-from fedclip_edge.protocol.message_parts import Capabilities
+from fedclip_edge.protocol.message_parts import MAX_TEXT, Activity, Capabilities
 from fedclip_edge.protocol.messages import DeviceState, Hello, Message
 from fedclip_edge.protocol.signing import Identity
 from fedclip_edge.protocol.topics import Topics
@@ -40,15 +40,23 @@ class Publisher:
     identity: Identity
     transport: Transport
     capabilities: Capabilities
+    paused: str = ""  # the reason why the device pauses; empty while it works
+    activity: Activity = "waiting"  # as its state says while it is online
 
     @property
     def topics(self) -> Topics:
         return Topics(self.config.fleet)
 
-    def publish_state(self, *, online: bool) -> None:
-        """Publish the device's state to the coordinator, retained."""
-        topic = self.topics.state(self.config.id)
-        self._publish(topic, DeviceState(self.incarnation, online), retain=True)
+    def publish_state(self, *, online: bool, reason: str = "") -> None:
+        """Publish the device's state to the coordinator, retained.
+
+        `reason` says why a device that stays connected is offline.
+        """
+        activity = self.activity if online else "waiting"
+        if reason and reason == self.paused:
+            activity = "paused"
+        state = DeviceState(self.incarnation, online, None, activity, _shown(reason))
+        self._publish(self.topics.state(self.config.id), state, retain=True)
 
     def send_hello(self, position: RunPosition) -> None:
         """Send a hello with this device's capabilities and last known position in a run."""
@@ -82,3 +90,9 @@ class Publisher:
     def _publish(self, topic: str, message: Message, *, retain: bool = False) -> None:
         signed = wire.pack_control(message, self.config.id, topic, self.identity)
         self.transport.publish(topic, signed, retain=retain)
+
+
+def _shown(reason: str) -> str:
+    """The reason as one line of text that a message can hold."""
+    text = "".join(c if c.isprintable() else "?" for c in " ".join(reason.split()))
+    return text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 1]}…"

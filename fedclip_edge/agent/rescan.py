@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -77,6 +77,10 @@ def watched(
                 index.save()
 
 
+def _do_nothing() -> None:
+    """There is nothing else to do."""
+
+
 @dataclass(eq=False)
 class Rescan:
     """The rescans of one device; `now` is monotonic, in seconds."""
@@ -87,6 +91,7 @@ class Rescan:
     trainer: LocalTrainer
     watch: FolderWatch
     read_at: float  # time of the last reading
+    meanwhile: Callable[[], object] = _do_nothing  # called several times a second while it reads
     _run: str = ""  # the last run for which the folder was read
     _unread: str = ""  # why the folder could not be read
 
@@ -110,6 +115,7 @@ class Rescan:
                 reading.tell,
                 self.watch.index,
                 self.trainer.data,
+                self.meanwhile,
             )
         except PausedError:
             self._run, self.read_at = "", -math.inf  # it is read again after the pause
@@ -147,7 +153,7 @@ class _Reading:
         if not self.is_away and time.monotonic() - self._began >= _AWAY_S and done < total:
             self.is_away = True
             log.event("encoding_new_pictures", done=done, total=total)
-            self.session.say_goodbye()
+            self.session.say_goodbye("it encodes new pictures")
 
 
 def _log_change(before: DevicePictures, after: DevicePictures) -> None:

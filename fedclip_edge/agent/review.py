@@ -9,13 +9,13 @@
 Laws:
 
 - Everything is computed on the device, from cached features, and stays there.
-- A label is never called wrong if no other picture has it.
+- A label is never called wrong if no other picture has it, or if a person has confirmed it.
 - Equal pictures, by hash, count once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -28,7 +28,7 @@ from fedclip_edge.learning.classification import classify
 from fedclip_edge.learning.evaluation import probabilities
 from fedclip_edge.learning.held_out import folds_of, held_out_logits
 from fedclip_edge.learning.label_next import Reason, label_next
-from fedclip_edge.records import F32, ClassTexts, Features
+from fedclip_edge.records import BOOL, F32, ClassTexts, Features
 from fedclip_edge.vision.datasets import Picture
 
 FOLDS = 5
@@ -99,21 +99,27 @@ def make_review(
     *,
     most: int,
     least: int,
+    confirmed: Mapping[str, str],
 ) -> Review:
     """Review a device's pictures; the labels are those of `classes`.
 
     Lists of pictures have at most `most` entries. A class with fewer than `least` pictures has too
-    few. Raises ConfigError for a model of an unknown method.
+    few. `confirmed` has labels that a person found right, by picture hash.
+
+    Raises ConfigError for a model of an unknown method.
     """
     labels = np.array([picture.label for picture in labelled.pictures], np.int64)
     features = Features(labelled.vectors, labels, "")
     hashes = [picture.hash for picture in labelled.pictures]
     folds = folds_of(hashes, FOLDS)
     likely = probabilities(held_out_logits(features, classes, folds))  # (N, C)
+    is_right = np.array(
+        [confirmed.get(one.hash) == classes.names[one.label] for one in labelled.pictures], np.bool_
+    )
     half = held_out_logits(features, classes, folds_of(hashes, 2))  # (N, C)
     return Review(
         _to_label(labelled, unlabelled, model, most),
-        _doubtful(labelled.pictures, features, folds, likely, classes.names, most),
+        _doubtful(labelled.pictures, features, folds, likely, classes.names, is_right, most),
         _needs(labels, half, likely, classes.names, least),
         len(unlabelled.pictures),
         len(labelled.pictures),
@@ -146,15 +152,20 @@ def _doubtful(
     folds: NDArray[np.int64],
     likely: F32,
     names: Sequence[str],
+    is_right: BOOL,
     most: int,
 ) -> tuple[Doubtful, ...]:
-    """Find the pictures whose label is UNLIKELY; `likely` is (N, C), `folds` (N,)."""
+    """Find the pictures whose label is UNLIKELY, but not those that are right.
+
+    `likely` is (N, C), `folds` and `is_right` are (N,).
+    """
     labels = features.labels
     own = likely[np.arange(len(labels)), labels]  # (N,)
     counts = np.zeros((FOLDS, len(names)), np.int64)
     np.add.at(counts, (folds, labels), 1)
     elsewhere = counts.sum(axis=0)[labels] - counts[folds, labels]  # (N,) in the other folds
-    found = np.flatnonzero((own < UNLIKELY) & (likely.argmax(axis=1) != labels) & (elsewhere > 0))
+    is_other = likely.argmax(axis=1) != labels  # (N,)
+    found = np.flatnonzero((own < UNLIKELY) & is_other & (elsewhere > 0) & ~is_right)
     order = found[np.argsort(own[found], kind="stable")][:most]
     return tuple(
         Doubtful(

@@ -17,6 +17,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from fedclip_edge.agent.features import CACHE, labels_for
+from fedclip_edge.agent.label_store import confirmed_in
 from fedclip_edge.agent.model_in_use import model_choice
 from fedclip_edge.agent.rescan import INDEX
 from fedclip_edge.agent.review import (
@@ -79,6 +80,7 @@ def review_device(
         model_choice(config, bundle).current,
         most=most,
         least=config.min_per_class,
+        confirmed=confirmed_in(config.state_dir),
     )
     return review, embedded.skipped
 

@@ -1,7 +1,12 @@
-"""The work of a device in the rounds of a run: it trains, and evaluates models.
+"""The tasks of a device in the rounds of a run: which one is due, and what becomes of its result.
 
-Law: a contribution is made only when its round is open and the previous one is resolved
-(`upload.py`).
+Sans-I/O: the clock is passed in. `now` is monotonic, in seconds.
+
+Laws:
+- A contribution is made only when its round is open and the previous one is resolved
+  (`upload.py`).
+- A result is used only if the run still wants it. A contribution is wanted as long as its exchange
+  is not closed: the hash of the exchange covers everything that the contribution depends on.
 """
 
 from __future__ import annotations
@@ -14,71 +19,103 @@ from fedclip_edge.agent.handshake import Handshake
 from fedclip_edge.agent.learner import Learner
 from fedclip_edge.agent.model_download import ModelDownload
 from fedclip_edge.agent.publisher import Publisher
+from fedclip_edge.agent.task import Evaluation, Task, Training
+from fedclip_edge.agent.trust import Trust
 from fedclip_edge.agent.upload import Upload
 from fedclip_edge.config.agent import AgentConfig
 from fedclip_edge.protocol.cohort import cohort_hash
 from fedclip_edge.protocol.messages import Manifest
-from fedclip_edge.records import Contribution
+from fedclip_edge.records import Contribution, Measured, Update
 
 
 @dataclass(eq=False)
 class RoundWork:
-    """The work of one device; `now` is monotonic, in seconds."""
+    """The tasks of one device."""
 
     config: AgentConfig
     learner: Learner
     publisher: Publisher
+    trust: Trust
     handshake: Handshake
     download: ModelDownload
     upload: Upload
     evaluation_queue: EvaluationQueue
 
-    def train_if_due(self, manifest: Manifest, now: float) -> bool:
-        """Train for the open round and offer the update, if that is due; False if it is not.
+    def due(self, manifest: Manifest, now: float) -> Task | None:
+        """The task that is due, or None: training comes before evaluation."""
+        task = self._training(manifest) or self._evaluation(manifest, now)
+        return task if task is not None and self.is_wanted(task, manifest) else None
 
-        `download` holds the manifest's model. Raises the errors of `Learner.fit`.
+    def is_wanted(self, task: Task, manifest: Manifest) -> bool:
+        """True if the result of the task is of use; `manifest` is the newest one."""
+        if manifest.run != task.manifest.run:
+            return False
+        if isinstance(task, Training):
+            exchange = task.manifest.exchange
+            is_same = manifest.exchange.sha256 == exchange.sha256
+            is_open = is_same and manifest.phase in ("gathering", "open") and self.trust.is_mine
+            return is_open and not self.handshake.is_refused and self.upload.owes(exchange.number)
+        is_current = task.held.version == manifest.model.sha256
+        is_past = manifest.phase == "done" or task.held.model.round > manifest.closed
+        return is_current or not is_past
+
+    def add_contribution(self, task: Training, update: Update, now: float) -> None:
+        """Put the contribution on disk, and offer it if the coordinator listens.
+
+        Raises DiskError if the state file cannot be written.
         """
+        exchange = task.manifest.exchange
+        contribution = Contribution(
+            run=task.manifest.run,
+            round=exchange.number,
+            device=self.config.id,
+            exchange=exchange.sha256,
+            update=update,
+        )
+        offer = self.upload.make_offer(contribution, task.manifest, now)
+        if self.handshake.is_connected and self.handshake.is_answered:
+            self.publisher.send(offer)
+        else:
+            self.upload.hurry()  # it is offered once the hello is answered
+        log.event("trained", round=contribution.round, update_bytes=offer.blob.size_bytes)
+
+    def report(self, task: Evaluation, measured: Measured) -> None:
+        """Report on an evaluated model."""
+        run = task.manifest.run
+        report = self.learner.report(
+            run, task.held.model, task.held.version, measured, task.waited_s
+        )
+        self.evaluation_queue.note(report, is_last=task.is_last)
+        if self.config.reports:
+            self.publisher.send(report)
+        log.event("evaluated", round=report.round, **report.accuracy)
+
+    def _training(self, manifest: Manifest) -> Training | None:
+        base = self.download.held
         if (
-            manifest.phase != "open"
+            base is None
+            or not self.download.has(manifest)
+            or manifest.phase != "open"
+            or not self.trust.is_mine
             or "train" not in self.publisher.capabilities.roles
             or not self._takes_part(manifest)
             or not self.upload.owes(manifest.exchange.number)
         ):
-            return False
-        base = self.download.held
-        assert base is not None
-        update = self.learner.fit(base.model, manifest.plan)
-        contribution = Contribution(
-            run=manifest.run,
-            round=manifest.exchange.number,
-            device=self.config.id,
-            exchange=manifest.exchange.sha256,
-            update=update,
-        )
-        offer = self.upload.make_offer(contribution, manifest, now)
-        self.publisher.send(offer)
-        log.event("trained", round=contribution.round, update_bytes=offer.blob.size_bytes)
-        return True
+            return None
+        return Training(manifest, base)
 
-    def evaluate_if_due(self, manifest: Manifest, now: float) -> bool:
-        """Evaluate a model and send the report, if that is due; False if it is not.
-
-        Raises the errors of `Learner.evaluate`.
-        """
+    def _evaluation(self, manifest: Manifest, now: float) -> Evaluation | None:
         if not self.learner.evaluates or manifest.phase == "gathering":
-            return False  # the work begins with the first round
+            return None  # the work begins with the first round
         if self.handshake.is_alone and manifest.phase != "done":
-            return False  # the report would be lost: only the last one is sent again
+            return None  # the report would be lost: only the last one is sent again
         due = self.evaluation_queue.next_model(manifest, self.download.held)
         if due is None:
-            return False
+            return None
         assert self.handshake.since is not None
         waited_s = max(0.0, now - self.handshake.since - self.learner.busy_s)
-        report = self.evaluation_queue.evaluate(due, manifest, waited_s)
-        if self.config.reports:
-            self.publisher.send(report)
-        log.event("evaluated", round=report.round, **report.accuracy)
-        return True
+        is_last = self.evaluation_queue.is_last(due, manifest)
+        return Evaluation(manifest, due, is_last, waited_s)
 
     def _takes_part(self, manifest: Manifest) -> bool:
         if manifest.takes_part is not None:

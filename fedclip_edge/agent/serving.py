@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedclip_edge import log
 from fedclip_edge.agent.answered_pictures import ANSWERED, AnsweredPictures
@@ -33,10 +34,12 @@ from fedclip_edge.agent.loop import loop
 from fedclip_edge.agent.monitor import Monitor
 from fedclip_edge.agent.new_pictures import EncodedFeatures, NewPictures
 from fedclip_edge.agent.no_bundle import NoBundle
+from fedclip_edge.agent.now_file import NowFile
 from fedclip_edge.agent.pause import Pause
 from fedclip_edge.agent.publisher import retained, will
 from fedclip_edge.agent.rescan import Rescan, watched
-from fedclip_edge.agent.session import Session, start_session
+from fedclip_edge.agent.session import Session
+from fedclip_edge.agent.session_start import start_session
 from fedclip_edge.agent.settings import Settings
 from fedclip_edge.agent.state_db import StateDb
 from fedclip_edge.agent.state_lock import StateLock
@@ -56,6 +59,9 @@ from fedclip_edge.vision.bundle import Bundle, key_of
 from fedclip_edge.vision.embedding import Progress
 from fedclip_edge.vision.provider_choice import choose_provider
 
+if TYPE_CHECKING:
+    from fedclip_edge.web.on_demand import OnDemand
+
 
 @dataclass(frozen=True, eq=False)
 class Box:
@@ -71,6 +77,8 @@ class Box:
     choice: BrokerChoice
     outlets: Outlets
     pause: Pause
+    page: OnDemand | None
+    now_file: NowFile | None
 
     @property
     def config(self) -> AgentConfig:
@@ -102,14 +110,15 @@ def serve(
 
     renew = f"run `fedclip-edge renew {config.id}`, copy its file here and restart the agent"
     expiry = Expiry(config.broker.certificate, renew)
-    duties = Duties(expiry, box.monitor, box.settings, box.pause, box.lock)
+    duties = Duties(expiry, box.monitor, box.settings, box.pause, box.lock, box.page, box.now_file)
     early = new_link()
     parts = contextlib.ExitStack()
     try:
         SYSTEMD.ready()  # encoding may take hours
         trainer = rescan = backlog = None
         if bundle is not None:
-            listeners = [early.tell, progress, None if box.monitor is None else box.monitor.tell]
+            watchers = [one.tell for one in (box.monitor, box.now_file) if one is not None]
+            listeners = [early.tell, progress, *watchers]
             answered = AnsweredPictures(config.state_dir / ANSWERED)
             parts.callback(answered.close)
             answered.open()
@@ -119,15 +128,23 @@ def serve(
                 box, chosen, bundle, watch, answered, duties, _each(listeners)
             )
         attempts, has_connected = 0, False  # attempts in a row that failed
+        waits_for = ""
         while True:
+            SYSTEMD.status("connects to its broker")
             try:
                 topics = Topics(config.fleet).for_device(config.id)
                 link = early.connect(topics, meanwhile=duties.look)
             except (LinkError, ConfigError) as error:
                 attempts += 1
                 box.choice.note_failure(time.monotonic())
-                if (not has_connected and attempts == 2) or not box.choice.switch(str(error)):
+                is_given_up = not has_connected and attempts == 2
+                if (is_given_up or not box.choice.switch(str(error))) and (
+                    box.page is None or once or isinstance(error, ConfigError)
+                ):
                     raise
+                if str(error) != waits_for and box.page is not None:
+                    waits_for = str(error)  # the page can be used meanwhile
+                    log.event("connection_awaited", reason=waits_for)
                 SYSTEMD.turn()
                 early = new_link()
                 continue
@@ -197,13 +214,14 @@ def _prepare(
         watch,
         start_answering(config, bundle, box.outlets, features, events, watch.is_absent),
         answered,
+        encoder.load,
     )
     data = _prepared(config, bundle, encoder, progress, watch, duties)
     work = TrainerProcess(box.children, config, bundle, data.sides, limits)
-    duties.watch(work.worker)
+    duties.watch(work.worker, does_tasks=True)
     trainer = LocalTrainer(config, bundle.classes, bundle.manifest.dim, data, _no_traffic, work)
     duties.quota = CacheQuota(cache, features.feature_key, limits, trainer.needed)
-    rescan = Rescan(config, bundle, encoder.encode, trainer, watch, time.monotonic())
+    rescan = Rescan(config, bundle, encoder.encode, trainer, watch, time.monotonic(), duties.look)
     return trainer, rescan, Backlog(config, bundle, trainer, encoder)
 
 
@@ -219,7 +237,9 @@ def _prepared(
     while True:
         duties.wait()
         try:
-            return prepare_pictures(config, bundle, encoder.encode, progress, watch.index)
+            return prepare_pictures(
+                config, bundle, encoder.encode, progress, watch.index, meanwhile=duties.look
+            )
         except PausedError:
             continue  # what was encoded is in the cache
 
@@ -236,11 +256,15 @@ def _with_provider(box: Box, bundle: Bundle) -> AgentConfig:
     def meanwhile() -> None:
         SYSTEMD.status("tries the providers of its encoder")
         SYSTEMD.turn()
+        if box.page is not None:
+            box.page.look(time.monotonic())
 
     config = box.config
     chosen = choose_provider(bundle, config.encoder, config.state_dir, box.children, meanwhile)
     if box.monitor is not None:
         box.monitor.name_provider(chosen.label)
+    if box.now_file is not None:
+        box.now_file.name_provider(chosen.label)
     return replace(config, encoder=chosen)
 
 

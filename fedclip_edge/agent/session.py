@@ -1,56 +1,50 @@
-"""The session of one device: it handles messages and does the work, one piece at a time.
+"""The session of one device: it handles messages, and says which work is due.
 
 It connects `serving.py`, which owns the pictures and the link, with the protocol. It does no I/O
-except through the transport, the learner and the state file that it is given, and the clock is
-passed in (`now`, monotonic, in seconds). So it also runs with an in-memory transport and a
-simulated clock.
+except through the transport and the state file that it is given, and the clock is passed in (`now`,
+monotonic, in seconds). So it also runs with an in-memory transport and a simulated clock.
 
 Laws:
-- Training and evaluation happen in `act`, never while a message is handled.
-- A message that is not trusted (`trust.py`) changes nothing.
+- It never trains or evaluates: it sets `task`, and its owner gives it the result (`working.py`).
+  Meanwhile it handles messages and calls `act` as always, so the session follows the run.
+- There is at most one task at a time. A result that nobody wants any more is dropped.
 - A device joins a round only after the coordinator has answered this connection's hello: only that
   answer tells a device that joined late whether it is in the cohort.
-- At most one piece of work is done in a call of `act` (`round_work.py`).
 - A device that pauses counts as offline at the coordinator, and does not work. It stays connected
   and follows the messages, so it can go on at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fedclip_edge import log
-from fedclip_edge.agent.bundle_download import BundleDownload
+from fedclip_edge.agent.activity import Activities, activity_of
+from fedclip_edge.agent.coordinator_messages import CoordinatorMessages
 from fedclip_edge.agent.evaluation_queue import EvaluationQueue
 from fedclip_edge.agent.fetching import Fetching
+from fedclip_edge.agent.greeting import Greeting
 from fedclip_edge.agent.handshake import Handshake
-from fedclip_edge.agent.learner import Learner
 from fedclip_edge.agent.model_download import ModelDownload
 from fedclip_edge.agent.publisher import Publisher
 from fedclip_edge.agent.round_work import RoundWork
+from fedclip_edge.agent.run_part import RunPart
 from fedclip_edge.agent.standby import Standby
 from fedclip_edge.agent.state_db import StateDb
+from fedclip_edge.agent.task import Task, Training
 from fedclip_edge.agent.trust import Trust
 from fedclip_edge.agent.upload import Upload
 from fedclip_edge.config.agent import AgentConfig
-from fedclip_edge.errors import ConfigError, PeerError, RefusedError, WorkerError
-from fedclip_edge.processes.worker import PausedError
-from fedclip_edge.protocol import chunks, version1, wire
-from fedclip_edge.protocol.hand_over import newest_key
-from fedclip_edge.protocol.messages import CoordinatorState, Kept, Manifest, Refused, Want
+from fedclip_edge.errors import PeerError
+from fedclip_edge.protocol.messages import Manifest
 from fedclip_edge.protocol.refusals import Line, Refusals
-from fedclip_edge.protocol.signing import Identity
-from fedclip_edge.protocol.topics import CHUNK, Topics
+from fedclip_edge.records import Measured, Update
 from fedclip_edge.transport.base import Connected, Disconnected, Event, Received, Transport
 
 
 @dataclass(eq=False)
 class Session:
-    """The session of one device; `start_session` makes it.
-
-    `finished` is set when a run that this device took part in is done. The caller resets it.
-    """
+    """The session of one device; `session_start.py` makes it."""
 
     config: AgentConfig
     transport: Transport
@@ -58,41 +52,62 @@ class Session:
     publisher: Publisher
     trust: Trust
     handshake: Handshake
+    greeting: Greeting
+    messages: CoordinatorMessages
     download: ModelDownload
     upload: Upload
     evaluation_queue: EvaluationQueue
-    standby: Standby
     fetching: Fetching
+    part: RunPart
     work: RoundWork
-    paused: str = ""  # the reason why the device pauses; empty while it works
-    finished: bool = False
-    heard_at: float | None = None  # time of the coordinator's last message that is trusted
+    activities: Activities
+    task: Task | None = None  # the work that is to be done
     _refused: int = 0  # messages
     _refusals: Refusals = field(default_factory=Refusals)  # for the log
-    _unusable: Mapping[str, str] = field(default_factory=dict)  # why the plan of this run is
 
     @property
-    def topics(self) -> Topics:
-        return self.publisher.topics
+    def standby(self) -> Standby:
+        return self.part.standby
+
+    @property
+    def paused(self) -> str:
+        """The reason why the device pauses; empty while it works."""
+        return self.publisher.paused
+
+    @property
+    def finished(self) -> bool:
+        """True once a run that this device took part in is done. The caller resets it."""
+        return self.part.is_finished
+
+    @finished.setter
+    def finished(self, value: bool) -> None:
+        self.part.is_finished = value
+
+    @property
+    def heard_at(self) -> float | None:
+        """Time of the coordinator's last message that is trusted."""
+        return self.messages.heard_at
 
     @property
     def refused_messages(self) -> int:
         """Number of messages and models that were refused so far."""
         return self._refused + self.fetching.refused_models
 
-    def say_goodbye(self) -> None:
-        """Tell the coordinator that this device is going offline."""
-        self.publisher.publish_state(online=False)
+    def say_goodbye(self, reason: str = "") -> None:
+        """Tell the coordinator that this device is going offline.
+
+        `reason` says why, if it stays connected.
+        """
+        self.publisher.publish_state(online=False, reason=reason)
 
     def pause(self, reason: str, now: float) -> None:
         """Pause for this reason, or go on if it is empty; `now` is monotonic, in seconds."""
         if bool(reason) == bool(self.paused):
             return
-        self.paused = reason
-        self.publisher.publish_state(online=not reason)
-        if not reason and self.handshake.is_connected:
-            self.handshake.reset()
-            self._send_hello(now)
+        self.publisher.paused = reason
+        self.publisher.publish_state(online=not reason, reason=reason)
+        if not reason:
+            self.greeting.begin_again(now)
 
     def renew_capabilities(self, now: float) -> None:
         """Say hello with what the learner can do now; `now` is monotonic, in seconds.
@@ -100,9 +115,7 @@ class Session:
         Raises the errors of `learner.capabilities`.
         """
         self.publisher.capabilities = self.work.learner.capabilities()
-        if self.handshake.is_connected:
-            self.handshake.reset()
-            self._send_hello(now)
+        self.greeting.begin_again(now)
 
     def handle_event(self, event: Event, now: float) -> None:
         """Handle one event of the link, and send the answers that need no training or evaluation.
@@ -113,11 +126,11 @@ class Session:
         if isinstance(event, Connected):
             self.handshake.start_link(now)
             self.upload.start_link(self.transport.packet_bytes())
-            self.publisher.publish_state(online=not self.paused)
-            self._send_hello(now)
+            self.publisher.publish_state(online=not self.paused, reason=self.paused)
+            self.greeting.say_hello(now)
         elif isinstance(event, Received):
             try:
-                self._handle_message(event.topic, event.payload, now)
+                self.messages.handle(event.topic, event.payload, now)
             except PeerError as error:
                 self._refused += 1
                 _log_message_refused(self._refusals.add("", event.topic, str(error), now))
@@ -127,9 +140,9 @@ class Session:
                 log.event("link_lost", reason=event.reason)
 
     def act(self, now: float) -> bool:
-        """Do at most one piece of work; False if there was none.
+        """Send what is due, and set `task` if there is none and one is due; False if nothing was.
 
-        Raises DiskError if the state file cannot be used; errors of the learner are passed on.
+        Raises DiskError if the state file cannot be used.
         """
         for line in self._refusals.poll(now):
             _log_message_refused(line)
@@ -138,34 +151,65 @@ class Session:
         manifest = self.trust.manifest
         if manifest is not None and self._is_left_alone(manifest):
             log.event("run_ended_without_this_device", run=manifest.run)
-            self._finish()
+            self.part.finish()
             return False
         if self.trust.older_end is not None and self.handshake.gets_no_answer:
-            log.event("run_ended_without_this_device", run=self.trust.miss_end())
-            self.finished = True
+            self.part.miss_end()
             return False
         if self.handshake.poll(now):
-            self._repeat_hello(now)
+            self.greeting.repeat_hello(now)
         if manifest is not None and self.is_fetching_bundle:
             self.fetching.fetch_bundle(manifest, now)
             return False
-        if manifest is None or not self.handshake.is_answered or not self._fits(manifest):
+        if manifest is None or not self.handshake.is_answered or not self.part.fits(manifest):
             return False
+        has_model = self.download.has(manifest)
+        self.activities.look(activity_of(self.task, has_model=has_model), now)
         if self._repeat_offer(now):
             return True
-        has_model = self.fetching.fetch_model(manifest, now)
-        try:
-            if has_model and self.work.train_if_due(manifest, now):
-                return True
-            has_evaluated = self.work.evaluate_if_due(manifest, now)
-        except PausedError:
-            return False  # it is done after the pause, if it is still wanted
-        except (ConfigError, WorkerError) as error:
-            self._stand_by(manifest, str(error), now)
+        self.fetching.fetch_model(manifest, now)
+        if self.task is None:
+            self.task = self.work.due(manifest, now)
+            return self.task is not None
+        return False
+
+    @property
+    def is_task_wanted(self) -> bool:
+        """False once nobody wants the result of the task: drop it then."""
+        manifest = self.trust.manifest
+        if self.task is None or manifest is None or not self.part.fits(manifest):
             return False
-        if has_evaluated and manifest.phase == "done" and self.evaluation_queue.is_over(manifest):
-            self._finish()
-        return has_evaluated
+        return self.work.is_wanted(self.task, manifest)
+
+    def drop_task(self) -> None:
+        """Have no task; `act` asks again for a result that is still wanted."""
+        self.task = None
+
+    def take_result(self, result: Update | Measured, now: float) -> None:
+        """Take the result of the task, and drop it if nobody wants it any more.
+
+        `now` is monotonic, in seconds. Raises DiskError if the state file cannot be written.
+        """
+        task, is_wanted = self.task, self.is_task_wanted
+        self.task = None
+        if task is None or not is_wanted:
+            return
+        if isinstance(task, Training):
+            assert isinstance(result, Update)
+            self.work.add_contribution(task, result, now)
+            return
+        assert isinstance(result, Measured)
+        self.work.report(task, result)
+        manifest = self.trust.manifest
+        assert manifest is not None
+        if manifest.phase == "done" and self.evaluation_queue.is_over(manifest):
+            self.part.finish()
+
+    def take_failure(self, reason: str, now: float) -> None:
+        """Take no part in the run of the task, because the work for its plan fails here."""
+        task, manifest, self.task = self.task, self.trust.manifest, None
+        if task is not None and manifest is not None and manifest.run == task.manifest.run:
+            self.part.stand_by(manifest, reason, now)
 
     @property
     def has_other_bundle(self) -> bool:
@@ -177,7 +221,7 @@ class Session:
     def is_fetching_bundle(self) -> bool:
         """True while the device fetches the bundle of the coordinator's run."""
         manifest = self.trust.manifest
-        if manifest is None or self._has_its_bundle(manifest):
+        if manifest is None or self.part.has_its_bundle(manifest):
             return False
         return self.fetching.is_fetching_bundle(manifest)
 
@@ -185,199 +229,14 @@ class Session:
         """True if the run is done, and no coordinator is online to send its last model."""
         is_over = manifest.phase == "done" and self.trust.is_mine
         can_evaluate = self.handshake.is_answered and self.download.has(manifest)
-        return is_over and self.handshake.is_alone and not can_evaluate
-
-    def _repeat_hello(self, now: float) -> None:
-        """Repeat the hello, and ask the broker for retained messages: one may have been lost."""
-        self.transport.resubscribe()
-        self._send_hello(now)
-
-    def _handle_message(self, topic: str, payload: bytes, now: float) -> None:
-        if topic == self.topics.earlier.coordinator_state:
-            version1.check_coordinator(payload)
-            return
-        if chunks.is_chunk(payload):
-            self.topics.check_kind(topic, CHUNK)
-            self.download.receive_chunk(payload, now)
-            if self.fetching.bundles is not None:
-                self.fetching.bundles.receive_chunk(payload, now)
-            return
-        signed = wire.unpack_control(topic, payload)
-        self.topics.check_kind(topic, signed.kind)
-        self.trust.check(signed)
-        self.heard_at = now
-        message = signed.message
-        if isinstance(message, CoordinatorState):
-            self._handle_coordinator_state(
-                message, now, direct=topic == self.topics.down(self.config.id)
-            )
-        elif isinstance(message, Manifest):
-            self._handle_manifest(message, now, direct=topic == self.topics.down(self.config.id))
-        elif isinstance(message, Want):
-            for chunk in self.upload.chunks_for(message, now, sending=self.publisher.is_sending):
-                self.publisher.send_chunk(chunk)
-        elif isinstance(message, Kept):
-            self.upload.resolve(message)
-        elif isinstance(message, Refused):
-            self._handle_refused(message, now)
-
-    def _handle_refused(self, refused: Refused, now: float) -> None:
-        if refused.scope == "contribution":
-            log.event("contribution_refused", reason=refused.reason)
-            self.upload.resolve(refused)
-        elif refused.key != self.publisher.identity.key:
-            pass  # meant for another device that uses this id
-        elif refused.scope == "device":
-            raise RefusedError(f"the coordinator refused {self.config.id}: {refused.reason}")
-        else:
-            self.standby.refuse(refused, now)
-            self.handshake.refuse()
-
-    def _handle_coordinator_state(
-        self, state: CoordinatorState, now: float, *, direct: bool
-    ) -> None:
-        # The coordinator sends its state to one device alone to ask it for a hello.
-        is_asked = direct or self.handshake.is_new(state)
-        self.trust.accept_coordinator(state)
-        if state.online and is_asked and self.handshake.is_connected:
-            self.handshake.reset()
-            self._send_hello(now)
-
-    def _handle_manifest(self, manifest: Manifest, now: float, *, direct: bool) -> None:
-        known = self.trust.manifest
-        if self._is_ours(manifest):
-            self._check_plan(manifest)
-        self.trust.accept_manifest(manifest, direct=direct)
-        if known is None or known.run != manifest.run:
-            self.evaluation_queue.start_run()
-            self.upload.resume_run(manifest.run)
-        self.upload.go_back(manifest)
-        if known is not None and known.run == manifest.run:
-            self.upload.follow(known, manifest)
-            if self.handshake.is_answered and self._fits(known):
-                self.fetching.hold_model(known)
-        self.evaluation_queue.go_back(manifest)
-        if manifest.phase == "done":
-            self.upload.end_run(manifest.run)
-        self.transport.expect(manifest.devices)
-        if direct and manifest.run in self._unusable:
-            self._stand_by(manifest, self._unusable[manifest.run], now)
-        elif direct:
-            self.standby.end()
-        elif self.handshake.is_refused and _is_later(manifest, known):
-            self.handshake.reset()
-            self._send_hello(now)
-        is_answer = self.handshake.note_manifest(now, direct=direct)
-        if self._fits(manifest):
-            # A device whose hello has just been answered may have missed the broadcast of the model
-            # and any chunks sent to it earlier. So it requests all missing chunks immediately.
-            self.download.expect(manifest, now, missed=is_answer)
-        if manifest.phase == "done" and (
-            not self.work.learner.evaluates or self.evaluation_queue.is_over(manifest)
-        ):
-            self._finish()
-
-    def _check_plan(self, manifest: Manifest) -> None:
-        """Note if this device does not support the run's plan; a later run may have another one.
-
-        Raises PeerError if the run's model is larger than the plan allows.
-        """
-        if manifest.run not in self._unusable:
-            try:
-                self.download.check_size(manifest)
-            except ConfigError as error:
-                self._unusable = {manifest.run: str(error)}
-
-    def _stand_by(self, manifest: Manifest, reason: str, now: float) -> None:
-        """Take no part in a run whose plan does not work here, so that no round waits for it."""
-        self._unusable = {manifest.run: reason}
-        self.standby.fail(f"its plan does not work on this device: {reason}", now)
-        self.publisher.publish_state(online=False)
-
-    def _fits(self, manifest: Manifest) -> bool:
-        """True if this device can take part in the run."""
-        return self._is_ours(manifest) and manifest.run not in self._unusable
-
-    def _is_ours(self, manifest: Manifest) -> bool:
-        """True if the run has this device's bundle, and a method that its owner allows.
-
-        The coordinator refuses this device in all other runs.
-        """
-        is_allowed = manifest.plan.method in self.publisher.capabilities.methods
-        return is_allowed and self._has_its_bundle(manifest)
-
-    def _has_its_bundle(self, manifest: Manifest) -> bool:
-        ours = self.publisher.encoder_id, self.publisher.classes_digest
-        return (manifest.encoder_id, manifest.classes_digest) == ours
-
-    def _finish(self) -> None:
-        """Set `finished`, once per run, if this device took part in the run."""
-        if self.trust.is_mine:
-            self.trust.end_run()
-            self.finished = True
+        is_evaluating = self.task is not None and self.is_task_wanted
+        return is_over and self.handshake.is_alone and not (can_evaluate or is_evaluating)
 
     def _repeat_offer(self, now: float) -> bool:
         offer = self.upload.poll_offer(now, sending=self.publisher.is_sending)
         if offer is not None:
             self.publisher.send(offer)
         return offer is not None
-
-    def _send_hello(self, now: float) -> None:
-        self.handshake.note_hello(now)
-        if self.paused:
-            return  # the hello follows after the pause
-        self.publisher.send_hello(self.state_db.position)
-        if self.config.reports and self.evaluation_queue.report is not None:  # maybe it was lost
-            self.publisher.send(self.evaluation_queue.report)
-        self.upload.hurry()
-
-
-def start_session(
-    *,
-    config: AgentConfig,
-    incarnation: str,
-    encoder_id: str,
-    classes_digest: str,
-    learner: Learner,
-    identity: Identity,
-    transport: Transport,
-    state_db: StateDb,
-    class_names: tuple[str, ...] = (),
-    bundles: BundleDownload | None = None,
-) -> Session:
-    """Make the session of one process; `incarnation` is the random name of the process.
-
-    The name distinguishes its messages from those of an earlier process of this device.
-    `class_names` are those of its bundle. `bundles` fetches the bundle of a run that has another
-    one. Raises the errors of `learner.capabilities`.
-    """
-    known_key = newest_key(config.coordinator_key, state_db.hand_overs())
-    trust = Trust(incarnation, known_key, state_db)
-    can = learner.capabilities()
-    publisher = Publisher(config, incarnation, encoder_id, classes_digest, identity, transport, can)
-    handshake = Handshake(config.fleet, trust)
-    download = ModelDownload(learner)
-    upload = Upload(state_db, config.min_per_class)
-    queue = EvaluationQueue(learner)
-    return Session(
-        config=config,
-        transport=transport,
-        state_db=state_db,
-        publisher=publisher,
-        trust=trust,
-        handshake=handshake,
-        download=download,
-        upload=upload,
-        evaluation_queue=queue,
-        standby=Standby(class_names),
-        fetching=Fetching(config, publisher, download, queue, bundles),
-        work=RoundWork(config, learner, publisher, handshake, download, upload, queue),
-    )
-
-
-def _is_later(manifest: Manifest, known: Manifest | None) -> bool:
-    """True if the manifest is of another run, or of another start of its coordinator."""
-    return known is None or (manifest.run, manifest.epoch) != (known.run, known.epoch)
 
 
 def _log_message_refused(line: Line | None) -> None:

@@ -3,24 +3,21 @@
 Laws:
 - An agent whose state_dir was deleted, replaced or unmounted ends within LOOK_S. It could not keep
   what it has to keep, and a second agent could use a folder of the same name.
-- `doctor` tries the lock for a moment; the agent waits that long.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from fedclip_edge.errors import ConfigError, DiskError
+from fedclip_edge.errors import DiskError
 from fedclip_edge.storage.lock import lock_file
 
 LOCK = "lock"  # in state_dir
 LOOK_S = 2.0
-_WAITS_S = 1.0
 
 
 @dataclass(eq=False)
@@ -55,12 +52,5 @@ class StateLock:
 
 
 def lock_state_dir(folder: Path) -> StateLock:
-    """Lock the folder; raises ConfigError if another agent uses it, OSError if it cannot be."""
-    ends_at = time.monotonic() + _WAITS_S
-    while True:
-        try:
-            return StateLock(folder, lock_file(folder / LOCK, f"state_dir {folder}"))
-        except ConfigError:
-            if time.monotonic() >= ends_at:
-                raise
-        time.sleep(0.05)
+    """Lock the folder; raises the errors of `lock_file`."""
+    return StateLock(folder, lock_file(folder / LOCK, f"state_dir {folder}"))

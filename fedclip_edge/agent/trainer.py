@@ -151,16 +151,19 @@ class LocalTrainer:
         began = time.monotonic()
         floor = max(self.config.min_per_class, methods.min_per_class(plan))
         self._share(floor)
-        made, took_s = self.work.fit(model, plan, floor)
+        try:
+            made, took_s = self.work.fit(model, plan, floor)
+        finally:  # also if nobody wants the result any more
+            self.busy_s += time.monotonic() - began
         self.train_s += took_s
-        self.busy_s += time.monotonic() - began
         return made
 
     def evaluate(self, model: Model, plan: Plan, *, final: bool) -> Measured:
         began = time.monotonic()
-        measured = self.work.evaluate(model, plan, final)
-        self.busy_s += time.monotonic() - began
-        return measured
+        try:
+            return self.work.evaluate(model, plan, final)
+        finally:
+            self.busy_s += time.monotonic() - began
 
     def report(
         self, run: str, model: Model, version: str, measured: Measured, wait_s: float

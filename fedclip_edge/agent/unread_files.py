@@ -50,6 +50,11 @@ class UnreadFiles:
     def __contains__(self, name: str) -> bool:
         return name in self._files
 
+    @property
+    def has_unknown(self) -> bool:
+        """True if one of the files was never read, under this name."""
+        return any(self.index.last_hash(name) is None for name in self._files)
+
     def note(self, name: str, state: FileState, now: float) -> None:
         """Note a file that came, or may have changed; `now` is monotonic, in seconds."""
         if self._unreadable.get(name) == state:

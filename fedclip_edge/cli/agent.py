@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,8 +58,15 @@ def agent(config: Path, once: bool, as_json: bool, access_list: bool) -> None:
         from fedclip_edge.config.agent import load_agent
 
         loaded = load_agent(config)
+        page = None
+        if (settings := loaded.page) is not None:
+            from fedclip_edge.web.on_demand import open_page
+
+            page = functools.partial(
+                open_page, settings, config, loaded.page_token, owner="the agent", as_json=as_json
+            )
         with progress_bar("encoding pictures", _encoding) as progress:
-            device.run(loaded, once=once, progress=progress, file=config)
+            device.run(loaded, once=once, progress=progress, file=config, page=page)
 
 
 def _print_access_list(config: Path) -> None:

@@ -58,6 +58,7 @@ def device_text(found: Mapping[str, Any], row: Mapping[str, Any], stream: TextIO
     seconds = (f"{name} {_s(row[f'{name}_s'])} s" for name in ("encode", "train", "wait"))
     facts = [
         ("state", ": ".join(filter(None, (row["state"], row["detail"])))),
+        ("in the round", row["part"] or ""),
         ("last seen", _ago(row["seen_s"])),
         ("domain", row["domain"]),
         ("roles", _roles(row)),

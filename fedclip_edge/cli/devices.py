@@ -24,8 +24,8 @@ def devices(config: Path, every: bool, device: str | None, by_class: bool, as_js
     """Show the devices of the coordinator on this machine, the worst first.
 
     A device is refused, muted (it sends too many messages), left out (it missed two deadlines),
-    offline, not seen, late, encoding, online or revoked. Up and down are bytes since its agent
-    started; encode, train and wait are seconds.
+    offline, paused (it is too hot, or runs on its battery), not seen, late, encoding, online or
+    revoked. Up and down are bytes since its agent started; encode, train and wait are seconds.
 
     CONFIG is the configuration file that `serve` uses, by default fleet.toml.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import click
@@ -66,9 +67,15 @@ def serve(
     exit_on_thread_failure()
     with stopping_on_signals(is_service=True):
         from fedclip_edge.coordinator import process
-        from fedclip_edge.coordinator.page_process import PageProcess
 
         loaded = process.load(config)
+        page = None
+        if (settings := loaded.page) is not None:
+            from fedclip_edge.web.on_demand import open_page
+
+            page = functools.partial(
+                open_page, settings, config, loaded.page_token, owner="serve", as_json=as_json
+            )
         process.serve(
             loaded,
             reload=lambda: process.load(config),
@@ -76,7 +83,5 @@ def serve(
             take_over=take_over,
             from_round=from_round,
             new_run=new_run,
-            page=None
-            if loaded.page is None
-            else lambda children: PageProcess(config, children, as_json=as_json),
+            page=page,
         )

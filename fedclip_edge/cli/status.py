@@ -14,9 +14,9 @@ import click
 def status(config: Path, every: bool, as_json: bool) -> None:
     """Show what the coordinator on this machine does, and which devices need attention.
 
-    The list has up to ten devices that are refused, left out, offline, not seen or late, the worst
-    first. Without a running coordinator the command ends with exit code 20; `fedclip-edge runs`
-    then still shows the runs in the journal.
+    The list has up to ten devices that are refused, left out, offline, paused, not seen or late,
+    the worst first. Without a running coordinator the command ends with exit code 20; `fedclip-edge
+    runs` then still shows the runs in the journal.
 
     CONFIG is the configuration file that `serve` uses, by default fleet.toml.
     """

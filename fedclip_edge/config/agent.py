@@ -13,6 +13,7 @@ from typing import Literal
 from fedclip_edge.config.answers import AnswersConfig
 from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.config.limits import Limits
+from fedclip_edge.config.page import PageSettings
 from fedclip_edge.config.reading import load, require
 from fedclip_edge.records import COORDINATOR, Role, check_domain, check_id, check_sha256
 
@@ -81,7 +82,7 @@ class EncoderConfig:
     # numbers that the encoder computes with: bf16 is faster on processors that have it, and less
     # exact; only OpenVINO offers it. "auto" takes bf16 where it is faster and exact enough.
     precision: Arithmetic = "auto"
-    threads: int = 0  # for decoding, and for an encoder on the CPU; 0: one for each usable core
+    threads: int = 0  # that decode, and encode on the CPU; 0: one for each usable core
     batch_size: int = 0  # pictures encoded at once; 0: chosen for the number of threads
     engine_dir: Path | None = None  # folder of TensorRT engines; default: the user's cache folder
     fast: bool = False  # decode JPEGs at a lower resolution: faster, with slightly other features
@@ -134,6 +135,12 @@ class AgentConfig:
     encoder: EncoderConfig = field(default_factory=EncoderConfig)  # how the encoder runs here
     answers: AnswersConfig = field(default_factory=AnswersConfig)  # about new pictures
     limits: Limits = field(default_factory=Limits)  # of what the agent takes from its box
+    page: PageSettings | None = None  # the box's web page; without it none is served
+
+    @property
+    def page_token(self) -> Path:
+        """The file with the token that opens the page."""
+        return self.state_dir / "page.token"
 
     def __post_init__(self) -> None:
         check_id(self.fleet, "fleet")

@@ -146,6 +146,11 @@ class FleetConfig:
     metrics: MetricsEndpoint | None = None  # for Prometheus; without it none are served
     page: PageSettings | None = None  # the fleet's web page; without it none is served
 
+    @property
+    def page_token(self) -> Path:
+        """The file with the token that opens the page."""
+        return self.journal.with_suffix(".token")
+
     def __post_init__(self) -> None:
         check_id(self.fleet, "fleet")
         require(self.keep_models >= 1, f"keep_models: expected 1 or more, got {self.keep_models}")

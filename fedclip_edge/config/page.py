@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fedclip_edge.config.listen import check_listen, host_and_port, is_loopback
 from fedclip_edge.config.reading import require
+from fedclip_edge.errors import ConfigError
 
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
 
@@ -47,3 +48,13 @@ class PageSettings:
     def address(self) -> tuple[str, int]:
         """Host and port. The host of an IPv6 address has no brackets."""
         return host_and_port(self.listen)
+
+
+def needed(page: PageSettings | None) -> PageSettings:
+    """Return the table [page]; raises ConfigError, with what to write, if there is none."""
+    if page is None:
+        raise ConfigError(
+            "the configuration has no table [page]; write `[page]` and below it "
+            '`listen = "127.0.0.1:8080"`'
+        )
+    return page

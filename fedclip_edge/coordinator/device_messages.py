@@ -87,8 +87,13 @@ class DeviceMessages:
         signed.check(self.devices.keys[device])
         self.devices.saw(device, now)
         if isinstance(message, DeviceState):
-            if not message.online and message.boot == self.devices.incarnations[device]:
-                self.remove(device, now)
+            if message.boot != self.devices.incarnations[device]:
+                pass  # of an earlier process
+            elif message.online:
+                self.devices.activities[device] = message.activity
+            else:
+                self.remove(device, now, reason=message.reason)
+                self.devices.note_away(device, message)
         elif isinstance(message, Offer):
             offered = self.receiver.receive_offer(device, message)
             if offered is not None:
@@ -111,9 +116,9 @@ class DeviceMessages:
         self.driver.answer_hello(device, incarnation)
         self.publisher.send(device, refused)
 
-    def remove(self, device: str, now: float, *, by_itself: bool = True) -> None:
-        """Count a device as offline, until it says hello again."""
-        log.event("left", device=device)
+    def remove(self, device: str, now: float, *, by_itself: bool = True, reason: str = "") -> None:
+        """Count a device as offline, until it says hello again; `reason` is what it says."""
+        log.event("left", device=device, reason=reason or None)
         self.devices.set_offline(device)
         self.receiver.uploads.leave(device)
         self.driver.handle(round_events.Left(device, by_itself=by_itself), now)
@@ -121,7 +126,7 @@ class DeviceMessages:
     def _handle_state(
         self, device: str, state: DeviceState, signed: wire.Signed, now: float
     ) -> None:
-        """Note the progress of a device that has not said hello.
+        """Note the progress of a device that has not said hello, or why it is offline.
 
         Without a registry, anybody may claim the name of a device that has not joined; only the log
         shows it.
@@ -132,6 +137,10 @@ class DeviceMessages:
         encoding = state.encoding if state.online else None
         if encoding is None:
             self.devices.note_encoding(device, None, now)
+            if not state.online and (key is not None or not state.reason):
+                if key is not None and state.reason:
+                    signed.check(key)
+                self.devices.note_away(device, state)
             return
         if key is not None:
             signed.check(key)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedclip_edge.coordinator.journal_tables import Sent
+from fedclip_edge.protocol.message_parts import Activity
 from fedclip_edge.protocol.messages import DeviceState, Hello
 
 MODEL_REPEAT_S = 0.5  # the least time between two sends of one model to one device
@@ -33,6 +34,10 @@ class Devices:
     pictures: dict[str, int] = field(default_factory=dict)
     # The state of each device that encodes its pictures and has not said hello yet.
     encoding: dict[str, DeviceState] = field(default_factory=dict)
+    # What each online device does, if it says so.
+    activities: dict[str, Activity] = field(default_factory=dict)
+    # The state of each device that stays connected and says why it is offline.
+    away: dict[str, DeviceState] = field(default_factory=dict)
     # Enrolled devices whose last hello did not fit the run, each with the reason.
     unfit: dict[str, str] = field(default_factory=dict)
     # The key of each device whose last hello did not fit the run; it may fetch the run's bundle.
@@ -55,6 +60,8 @@ class Devices:
         self._incarnations[device] = hello.boot
         self.hellos[device] = hello
         self.note_encoding(device, None, math.inf)
+        self.activities.pop(device, None)
+        self.away.pop(device, None)
         self.unfit.pop(device, None)
         self.fetching.pop(device, None)
         pictures = hello.capabilities.pictures
@@ -69,7 +76,15 @@ class Devices:
 
     def set_offline(self, device: str) -> str | None:
         """Mark the device as offline; returns its incarnation, or None if it was offline."""
+        self.activities.pop(device, None)
         return self._incarnations.pop(device, None)
+
+    def note_away(self, device: str, state: DeviceState) -> None:
+        """Record an offline state; the device's own key must have signed one with a reason."""
+        if state.reason:
+            self.away[device] = state
+        elif device in self.away and self.away[device].boot == state.boot:
+            del self.away[device]  # its link broke, or it ended
 
     def note_encoding(self, device: str, state: DeviceState | None, now: float) -> bool:
         """Record the state of a device that encodes, or None; True if it is to be logged.
@@ -100,6 +115,7 @@ class Devices:
     def recall(self, before: Devices) -> None:
         """Take over the last words of each device, and their times, from an earlier run."""
         self.hellos, self._seen_at = before.hellos, before._seen_at
+        self.away = before.away
 
     def saw(self, device: str, now: float) -> None:
         """Record that a verified message of the device came at `now` (monotonic, in seconds)."""

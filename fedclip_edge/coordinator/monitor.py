@@ -104,6 +104,7 @@ class Monitor:
         counts = {
             "online": len(devices.incarnations),
             "encoding": len(devices.encoding),
+            "paused": sum(state.activity == "paused" for state in devices.away.values()),
             "left_out": len(serving.rounds.left_out),
             "unfit": len(devices.unfit),
             "enrolled": len(enrolled or ()),

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedclip_edge import log
 from fedclip_edge.config.fleet import FleetConfig, load_fleet
@@ -15,7 +16,6 @@ from fedclip_edge.coordinator import commands, control, coordinator, registry_wa
 from fedclip_edge.coordinator.fleet_claim import claim_fleet
 from fedclip_edge.coordinator.journal import Journal, open_journal
 from fedclip_edge.coordinator.monitor import Monitor, monitored
-from fedclip_edge.coordinator.page_process import PageProcess
 from fedclip_edge.coordinator.run_choice import choose_run
 from fedclip_edge.coordinator.server import Basis, Server, coordinate, read_basis
 from fedclip_edge.coordinator.trainer import Trainer, start_trainer, trainer_id
@@ -29,6 +29,9 @@ from fedclip_edge.processes.systemd import SYSTEMD
 from fedclip_edge.protocol import signing
 from fedclip_edge.records import COORDINATOR
 from fedclip_edge.vision.bundle import read_bundle
+
+if TYPE_CHECKING:
+    from fedclip_edge.web.on_demand import OnDemand
 
 _TICK_S = 0.2
 # The coordinator's certificate expires together with the authority that signed it (authority.py).
@@ -64,14 +67,14 @@ def serve(
     take_over: bool = False,
     from_round: int | None = None,
     new_run: bool = False,
-    page: Callable[[Children], PageProcess] | None = None,
+    page: Callable[[Children], OnDemand | None] | None = None,
 ) -> None:
     """Run the coordinator until it is stopped, or with `once` until one run is over.
 
     `reload` reads the settings for each further run; without it they stay. `take_over` replaces a
     coordinator that is online. With `from_round`, the run first goes back to the model of this
-    closed round. With `new_run`, the journal's unfinished run is abandoned. `page` starts the
-    process of the fleet's page, if it is wanted.
+    closed round. With `new_run`, the journal's unfinished run is abandoned. `page` opens the
+    fleet's page, if it is wanted.
 
     Raises ConfigError if a file or a setting is wrong, or if another coordinator is online;
     BundleError if the bundle cannot be used; LinkError if no broker answers the first connection;
@@ -143,6 +146,8 @@ def serve(
             if device is not None:
                 trainer = start_trainer(config, device, children, once=once)
             shown = None if page is None else page(children)
+            if shown is not None:
+                closing.callback(shown.close)
             _loop(server, operator, trainer, monitor, shown, once=once)
         finally:
             server.coordinator.say_goodbye()
@@ -165,7 +170,7 @@ def _loop(
     operator: control.ControlSocket,
     trainer: Trainer | None,
     monitor: Monitor | None,
-    page: PageProcess | None,
+    page: OnDemand | None,
     *,
     once: bool,
 ) -> None:
@@ -179,6 +184,8 @@ def _loop(
     while not (once and server.coordinator.finished):
         event = transport.next_event(_TICK_S) if event is None else event
         now = time.monotonic()
+        if page is not None:
+            page.look(now)
         if event is not None:
             following = transport.next_event(0)
             server.coordinator.handle_event(event, now, more=following is not None)
@@ -196,8 +203,6 @@ def _loop(
             server.coordinator.tick(now)
             if monitor is not None:
                 monitor.look(server.coordinator, now)
-            if page is not None:
-                page.look(now)
             SYSTEMD.status(_status(server.coordinator))
         SYSTEMD.turn()
         server.end_run()

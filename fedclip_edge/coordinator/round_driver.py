@@ -208,6 +208,8 @@ class RoundDriver:
             return f"encoding: {state.encoding.done} of {state.encoding.total} pictures"
         if device in self.devices.unfit:
             return "refused in this run"
+        if (away := self.devices.away.get(device)) is not None:
+            return f"{'paused' if away.activity == 'paused' else 'offline'}: {away.reason}"
         seen_s = self.devices.seen_s(device, now)
         return "not seen" if seen_s is None else f"last seen {seen_s:.0f} s ago"
 

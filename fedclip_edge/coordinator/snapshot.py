@@ -20,12 +20,30 @@ from fedclip_edge.coordinator.journal_tables import Sent
 from fedclip_edge.pki.expiry import end_of
 from fedclip_edge.pki.registry import Registry
 
-# In the open round or vote. A device that is at work downloads the model or trains; it does not say
-# which, but it asks for an upload slot after that.
-Part = Literal["missing", "at work", "in the queue", "uploading", "refused", "done"]
+# In the open round or vote. A device that waits has not said that it does anything.
+Part = Literal[
+    "missing",
+    "waiting",
+    "downloading",
+    "training",
+    "evaluating",
+    "in the queue",
+    "uploading",
+    "refused",
+    "done",
+]
 # The worst first; `revoked` is last because the operator has dealt with it.
 State = Literal[
-    "refused", "muted", "left out", "offline", "not seen", "late", "encoding", "online", "revoked"
+    "refused",
+    "muted",
+    "left out",
+    "offline",
+    "paused",
+    "not seen",
+    "late",
+    "encoding",
+    "online",
+    "revoked",
 ]
 STATES: tuple[State, ...] = get_args(State)
 WELL = frozenset({"online", "encoding"})
@@ -213,6 +231,8 @@ def _state(view: _View, device: str) -> tuple[State, str]:
         return "muted", "it floods the coordinator with messages"
     if (state := its.encoding.get(device)) is not None and state.encoding is not None:
         return "encoding", f"{state.encoding.done} of {state.encoding.total} pictures"
+    if (away := its.away.get(device)) is not None:
+        return "paused" if away.activity == "paused" else "offline", away.reason
     if device in view.left_out:
         why = "its contributions are refused" if device in rounds.refused else "it missed deadlines"
         return "left out", why
@@ -240,7 +260,10 @@ def _part(view: _View, device: str) -> Part | None:
         return "missing"
     if slots.holds(device):
         return "uploading"
-    return "in the queue" if device in slots.waiting else "at work"
+    if device in slots.waiting:
+        return "in the queue"
+    activity = view.serving.devices.activities.get(device, "waiting")
+    return "waiting" if activity == "paused" else activity
 
 
 def _bundle(serving: Coordinator) -> dict[str, str]:

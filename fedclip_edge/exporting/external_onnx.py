@@ -78,7 +78,7 @@ def export_onnx(
     onnx_file = _read_bytes(encoder)
     graph = _parse(onnx_file, encoder)
     preprocessing = described.preprocessing()
-    given = open_candidate(onnx_file, preprocessing, str(encoder))
+    given = open_candidate(onnx_file, preprocessing, str(encoder), _precision(graph))
     golden = golden_vectors(given, preprocessing)
     _check_features(given, golden, str(encoder))
     dim = golden.features.shape[1]

@@ -14,15 +14,19 @@ from fedclip_edge.vision.pictures import Preprocessing
 _PICTURES = 4  # enough to find a wrong layout or precision; each takes S x S x 12 bytes
 
 
-def open_candidate(onnx_file: bytes, preprocessing: Preprocessing, name: str) -> Encoder:
-    """Open an encoder on the CPU from the bytes of its ONNX file; `name` appears in messages.
+def open_candidate(
+    onnx_file: bytes, preprocessing: Preprocessing, name: str, precision: str
+) -> Encoder:
+    """Open an encoder on the CPU from the bytes of its ONNX file, which is in `precision`.
 
-    Raises ExportError if the file cannot be loaded, or if its input or output is not that of an
-    encoder for this preprocessing.
+    `name` appears in messages. Raises ExportError if the file cannot be loaded, or if its input or
+    output is not that of an encoder for this preprocessing.
     """
     side = preprocessing.image_size
     try:
-        return open_onnx(onnx_file, EncoderConfig(), image_size=side, name=name)
+        return open_onnx(
+            onnx_file, EncoderConfig(), image_size=side, name=name, precision=precision
+        )
     except BundleError as error:
         raise ExportError(str(error)) from error
 

@@ -51,7 +51,7 @@ def make_candidate(
     """
     calibration = [pictures.calibration] if len(pictures.calibration) else []
     onnx_file = serialise(precision.convert(graph, wanted, calibration))
-    encoder = open_candidate(onnx_file, preprocessing, f"{name} in {wanted}")
+    encoder = open_candidate(onnx_file, preprocessing, f"{name} in {wanted}", wanted)
     found = parity.measure(encoder, reference, pictures, texts, wanted, progress)
     report(found)
     if not accept_parity:

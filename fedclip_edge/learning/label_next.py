@@ -26,7 +26,7 @@ from fedclip_edge.records import F32
 
 NEAR = 0.97  # cosine: two pictures of one scene
 UNLIKE_EVERY = 3
-_ROWS = 2048  # rows of a block of cosines: this limits the memory
+_ROWS = 512  # rows of a block of cosines: this limits the memory
 
 Reason = Literal["unsure", "unlike"]
 

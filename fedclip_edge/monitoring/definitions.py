@@ -128,9 +128,9 @@ COORDINATOR: tuple[Metric, ...] = (
     _gauge(
         "fedclip_edge_devices",
         "Number of devices. `online`: have joined. `encoding`: encode their pictures and have not "
-        "joined yet. `left_out`: missed two deadlines, and do not count for the quorum. `unfit`: "
+        "joined yet. `paused`: are too hot, or run on their battery. `left_out`: missed two deadlines, and do not count for the quorum. `unfit`: "
         "refused in this run. `enrolled`: in the registry and not revoked.",
-        state=("online", "encoding", "left_out", "unfit", "enrolled"),
+        state=("online", "encoding", "paused", "left_out", "unfit", "enrolled"),
     ),
     _gauge("fedclip_edge_device_online", "1 if the device has joined, else 0.", device=()),
     _gauge(

@@ -57,9 +57,9 @@ class Systemd:
                 faulthandler.enable()
 
     @property
-    def listens(self) -> bool:
-        """True if systemd started this process, and reads its messages."""
-        return self._socket is not None
+    def text(self) -> str:
+        """The last words of `status`, also if nobody listens."""
+        return self._status
 
     def ready(self) -> None:
         """Say that the service has started; the watchdog begins."""

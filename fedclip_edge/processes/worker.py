@@ -6,7 +6,8 @@ Laws:
 - The child starts with the first request. It does one request after the other.
 - An error of the child's work is raised in the parent as the same class with the same message.
 - If the child dies, the work is tried once more by a new child; then `ask` raises WorkerError.
-- After an interrupt, and after a request that took too long, the child is ended.
+- After an interrupt, after a request that took too long, and after an error of `meanwhile`, the
+  child is ended.
 - The child's log lines are written by the parent, in order.
 - The child never outlives its parent (`children.py`).
 - While `is_paused`, the child is stopped, and its work goes on afterwards. After PAUSE_S the child
@@ -62,7 +63,8 @@ class Worker:
 
     `target` is the object's class as "module:name", called with what `arguments` returns, at each
     start. Arguments, requests and answers are pickled. `meanwhile` is called at least ten times a
-    second while the parent waits; it must not use this worker. Use it in one thread only.
+    second while the parent waits; it must not use this worker. `ask` passes its errors on. Use a
+    worker in one thread only.
     """
 
     children: Children

@@ -17,11 +17,13 @@ CHUNK_BYTES = 120 * 1024
 _MAX_BLOB_BYTES = 2**32
 MAX_CHUNKS = 2**16
 MAX_COUNT = 2**53  # exact in every JSON reader
-_MAX_TEXT = 128
+MAX_TEXT = 128
 _MAX_NAMES = 64
 MAX_CLASSES = 1000  # names of classes in one message, or counts of their pictures
 SIDES = ("train", "validation", "test")  # of the split of a device's pictures
 
+# What a device does; it downloads a model, or trains and evaluates with one.
+Activity = Literal["waiting", "downloading", "training", "evaluating", "paused"]
 # "bundle" is the signed description of a bundle, the last three are its files.
 BlobKind = Literal["model", "update", "bundle", "encoder", "classes", "golden"]
 
@@ -161,8 +163,8 @@ class Exchange:
 
 def check_text(value: str, what: str) -> None:
     """Raise ValueError unless the text is short and printable."""
-    if len(value) > _MAX_TEXT or not value.isprintable():
-        raise ValueError(f"{what}: expected at most {_MAX_TEXT} printable characters")
+    if len(value) > MAX_TEXT or not value.isprintable():
+        raise ValueError(f"{what}: expected at most {MAX_TEXT} printable characters")
 
 
 def check_count(value: int, what: str) -> None:

@@ -25,6 +25,7 @@ from typing import Literal
 from fedclip_edge.protocol.hand_over import MAX_HAND_OVERS, HandOver
 from fedclip_edge.protocol.message_parts import (
     MAX_CLASSES,
+    Activity,
     Address,
     Blob,
     Capabilities,
@@ -82,9 +83,12 @@ class DeviceState:
     boot: str
     online: bool
     encoding: Encoding | None = None  # while it encodes, before its first hello
+    activity: Activity = "waiting"  # told once it has lasted a while, except for "paused"
+    reason: str = ""  # why a device that stays connected is offline; empty in the will
 
     def __post_init__(self) -> None:
         check_text(self.boot, "boot")
+        check_text(self.reason, "reason")
 
 
 @dataclass(frozen=True)

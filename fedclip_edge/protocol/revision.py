@@ -22,7 +22,7 @@ from fedclip_edge.protocol.message_parts import check_text
 from fedclip_edge.protocol.signing import verifies
 from fedclip_edge.records import check_sha256
 
-REVISION = 1
+REVISION = 2
 UNNUMBERED = 0  # stands for the revision of a message that has none
 REVISION_MAX = 2**31
 STATE = ("boot", "epoch", "run", "online", "key")  # fields of a coordinator's state

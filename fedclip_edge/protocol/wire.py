@@ -2,7 +2,7 @@
 
 A control message is two lines of text, so that it can be read with `mosquitto_sub`.
 
-    {"kind": "hello", "from": "cam-01", "revision": 1, "body": {...}}    JSON, one line, UTF-8
+    {"kind": "hello", "from": "cam-01", "revision": 2, "body": {...}}    JSON, one line, UTF-8
     base64 of the Ed25519 signature over topic, zero byte, first line
 
 The topic is signed so that a message for one device cannot be replayed to another. A message is

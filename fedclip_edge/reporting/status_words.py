@@ -16,6 +16,7 @@ SEVERITY: Mapping[str, Literal["bad", "warning", "well", "past"]] = {
     "muted": "bad",
     "left out": "bad",
     "offline": "bad",
+    "paused": "warning",
     "not seen": "warning",
     "late": "warning",
     "encoding": "well",

@@ -4,8 +4,9 @@ Laws:
 
 - Each distinct picture is decoded and encoded at most once.
 - A picture that cannot be decoded is skipped, counted and named.
-- The features of a batch are on disk before the next batch is encoded.
-- At most 1 + BATCHES_AHEAD batches of pixels exist at a time (pace.py), for any number of pictures.
+- The features of a batch are on disk before `progress` counts them. If the program is killed, at
+  most the batches that its threads have are encoded again.
+- At most one batch of pixels exists for each thread (pace.py), for any number of pictures.
 """
 
 from __future__ import annotations
@@ -42,7 +43,10 @@ class PictureEncoder(Protocol):
         """Key under which the features are cached."""
 
     def embed(self, pixels: F32) -> F32:
-        """Return raw features float32 (N, D) of `pixels` float32 (N, 3, S, S)."""
+        """Return raw features float32 (N, D) of `pixels` float32 (N, 3, S, S).
+
+        Several threads may call it at the same time.
+        """
 
 
 class Cache(Protocol):
@@ -77,6 +81,15 @@ class Embedded:
     skipped: tuple[Skipped, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """Features of one batch of pictures, and reasons where there is none."""
+
+    hashes: tuple[str, ...]  # B of them
+    vectors: F32 | None  # (B, D); None if B is 0
+    reasons: Mapping[str, str]  # why the others cannot be used, by picture hash
+
+
 def embed_pictures(
     pictures: Sequence[Picture],
     encoder: PictureEncoder,
@@ -88,9 +101,9 @@ def embed_pictures(
 ) -> Embedded:
     """Return the raw features float32 (N, D) and labels int64 (N,) of `pictures`.
 
-    Features that are not cached are computed in batches and stored; pictures are decoded in threads
-    meanwhile. `config` gives the number of threads, the size of a batch and the way of decoding. It
-    is the one that `encoder` was made with. `progress` is called after each batch. N counts the
+    Features that are not cached are computed in batches, in threads, and stored. `config` gives the
+    number of threads, the size of a batch and the way of decoding. It is the one that `encoder` was
+    made with. `progress` is called after each batch. N counts the
     pictures that could be decoded; the others are in `skipped`.
 
     Raises the errors of the cache, UnusableCacheError if its features have another width or are not
@@ -113,22 +126,27 @@ def embed_pictures(
     reasons: dict[str, str] = {}
     done = 0
 
-    def decoded(picture: Picture) -> tuple[Picture, F32 | str]:
-        return picture, _decode(picture, preprocessing, fast=config.fast)
+    pace = pace_of(config, len(missing))
 
-    with closing(pace_of(config).batches(decoded, missing)) as batches:
+    def encoded(batch: Sequence[Picture]) -> _Batch:
+        pixels = {one.hash: _decode(one, preprocessing, fast=config.fast) for one in batch}
+        usable = {picture: got for picture, got in pixels.items() if not isinstance(got, str)}
+        why = {picture: got for picture, got in pixels.items() if isinstance(got, str)}
+        if not usable:
+            return _Batch((), None, why)
+        return _Batch(
+            tuple(usable), pace.encode(encoder.embed, np.stack(list(usable.values()))), why
+        )
+
+    with closing(pace.batches(encoded, missing)) as batches:
         for batch in batches:
-            pixels = {one.hash: got for one, got in batch if not isinstance(got, str)}
-            reasons |= {one.hash: got for one, got in batch if isinstance(got, str)}
-            if pixels:
-                fresh = encoder.embed(np.stack(list(pixels.values())))  # (B, D)
-                vectors = _of_width(fresh.shape[1], vectors, found, cache)
-                cache.put(dict(zip(pixels, fresh, strict=True)), key)
-                rows = [place[picture] for picture in pixels]
-                vectors[rows], found[rows] = fresh, True
-            done += len(batch)
-            batch.clear()  # frees the pixels before the next batch is complete
-            pixels.clear()
+            if batch.vectors is not None:
+                vectors = _of_width(batch.vectors.shape[1], vectors, found, cache)
+                cache.put(dict(zip(batch.hashes, batch.vectors, strict=True)), key)
+                rows = [place[picture] for picture in batch.hashes]
+                vectors[rows], found[rows] = batch.vectors, True
+            reasons |= batch.reasons
+            done += len(batch.hashes) + len(batch.reasons)
             if progress:
                 progress(done, len(missing))
     rows_of = np.array([place[picture.hash] for picture in pictures], np.int64)

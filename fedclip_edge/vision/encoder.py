@@ -73,6 +73,9 @@ class Encoder:
     provider: str  # EncoderConfig.label: "cpu", "openvino-bf16", ...
     feature_key: str  # key under which the features are cached
     max_batch: int | None = None  # largest number of pictures in one call; None: no limit
+    # True: one picture is computed twice in one call. ONNX Runtime 1.31 uses other instructions for
+    # a batch of one in 8 bits, and its feature would differ from that in a larger batch.
+    is_paired: bool = False
 
     def embed(self, pixels: F32) -> F32:
         """Return raw features float32 (N, D) of `pixels` float32 (N, 3, S, S).
@@ -89,6 +92,8 @@ class Encoder:
             )
         if not len(pixels):
             return np.zeros((0, self.dim or 0), np.float32)
+        if self.is_paired and len(pixels) == 1:
+            return self._run(np.concatenate([pixels, pixels]))[:1]
         step = self.max_batch or len(pixels)
         parts = [self._run(pixels[i : i + step]) for i in range(0, len(pixels), step)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)  # (N, D)
@@ -159,8 +164,9 @@ def open_onnx(
     """Load an ONNX file, or its bytes, that is not part of a bundle.
 
     `image_size` is S and `dim` is D; with None, D comes from the graph. `key` becomes the feature
-    key. Error messages call the model `name`, by default its path. TensorRT needs the `sha256` of
-    the file, because its engine is stored under it, and computes in fp16 if `precision` is "fp16".
+    key. Error messages call the model `name`, by default its path. `precision` is that of the file.
+    TensorRT needs the `sha256` of the file, because its engine is stored under it, and computes in
+    fp16 if `precision` is "fp16".
 
     Raises the errors of `open_encoder`, and ValueError for TensorRT without a `sha256`.
     """
@@ -186,7 +192,16 @@ def open_onnx(
     elif provider != "cpu":
         session = _accelerate(model, config, [_PROVIDERS[provider]])
     return Encoder(
-        session, name, input_name, output_name, image_size, width, config.label, key, max_batch
+        session,
+        name,
+        input_name,
+        output_name,
+        image_size,
+        width,
+        config.label,
+        key,
+        max_batch,
+        is_paired=precision == "int8",
     )
 
 
@@ -267,7 +282,8 @@ def _try(session: Any, input_name: str, side: int) -> None:
 
 def _session(model: Path | bytes, config: EncoderConfig, providers: Sequence[Provider]) -> Any:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads_of(config)
+    # On the CPU, as many threads as there are cores each encode a batch (pace.py).
+    options.intra_op_num_threads = 1 if providers == [_PROVIDERS["cpu"]] else threads_of(config)
     options.inter_op_num_threads = 1
     # Spinning threads take cores that other programs on the box need.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -122,6 +122,12 @@ class Labels:
         """True if the picture has a label of its own, not only that of its class folder."""
         return any(source.words != _FOLDER for source in self._sources(str(path), picture))
 
+    def giver(self, path: Path, picture: str) -> str:
+        """The place that the label of a picture comes from, in words; empty without a label."""
+        source = next(self._sources(str(path), picture), None)
+        is_used = source is not None and self._label(source.name) != UNLABELLED
+        return source.words if source is not None and is_used else ""
+
     def _sources(self, name: str, picture: str) -> Iterator[_Source]:
         """Yield the labels of a file. There may be many files, so its name is no Path here."""
         if picture in self._person:

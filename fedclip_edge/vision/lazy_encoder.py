@@ -5,6 +5,7 @@ A box whose features are all cached never loads onnxruntime.
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 from fedclip_edge.config.agent import EncoderConfig
@@ -24,6 +25,7 @@ class LazyEncoder:
         self._bundle = bundle
         self._config = config
         self._encoder: Encoder | None = None
+        self._loading = threading.Lock()
 
     @property
     def dim(self) -> int:
@@ -36,15 +38,23 @@ class LazyEncoder:
     def embed(self, pixels: F32) -> F32:
         """Return raw features float32 (N, D) of `pixels` float32 (N, 3, S, S).
 
-        Raises the errors of `Encoder.embed`, and at the first call those of `open_encoder`; then
-        BundleError too if the folder has another bundle by now.
+        Raises the errors of `Encoder.embed`, and at the first call those of `load`.
         """
-        if self._encoder is None:
-            from fedclip_edge.vision.encoder import open_encoder
+        return self.load().embed(pixels)
 
-            self._check_bundle()
-            self._encoder = open_encoder(self._bundle, self._config)
-        return self._encoder.embed(pixels)
+    def load(self) -> Encoder:
+        """Return the encoder; the first call loads it, and another thread waits for that.
+
+        Raises the errors of `open_encoder`, and BundleError if the folder has another bundle by
+        now.
+        """
+        with self._loading:
+            if self._encoder is None:
+                from fedclip_edge.vision.encoder import open_encoder
+
+                self._check_bundle()
+                self._encoder = open_encoder(self._bundle, self._config)
+            return self._encoder
 
     def _check_bundle(self) -> None:
         """Raise BundleError if features would be stored under the key of another encoder."""

@@ -19,7 +19,7 @@ import hashlib
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -145,9 +145,22 @@ class PictureIndex:
         known = self._known.get(path)
         return None if known is None else known.hash
 
+    def came_at(self, path: str) -> float:
+        """Unix time of a file's last change, as far as it is known, otherwise of its reading.
+
+        It is 0 for a file that is not in the index.
+        """
+        known = self._known.get(path)
+        return 0.0 if known is None else known.state.mtime_ns / 1e9 or float(known.read_s)
+
     def paths(self) -> Collection[str]:
         """The paths of all files in the index."""
         return self._known.keys()
+
+    def files(self) -> Iterator[tuple[Path, str, FileState]]:
+        """Yield path, hash and state of each file at its last reading."""
+        for name, known in self._known.items():
+            yield Path(name), known.hash, known.state
 
     def hashes(self) -> frozenset[str]:
         """The hashes of all files in the index."""

@@ -17,7 +17,8 @@ import hashlib
 import io
 import math
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -154,20 +155,31 @@ def normalise(pixels: U8, preprocessing: Preprocessing) -> F32:
 
 def _pixels(data: bytes, preprocessing: Preprocessing, fast: bool) -> U8:
     """Decode, scale and crop: uint8 (S, S, 3). Of an animation, take the first frame."""
+    with opened(data) as picture:
+        scaled = _resized(picture.size, preprocessing)
+        _check_size(scaled, "scaled for the encoder it would have")
+        if fast:  # only JPEG has lower resolutions; draft() leaves other formats as they are
+            picture.draft(None, (_SHARP * scaled[0], _SHARP * scaled[1]))
+        with _DECODING.of(picture.width * picture.height):
+            fit = _fit_part if fast else _fit
+            return np.asarray(fit(as_rgb(picture), scaled, preprocessing))
+
+
+@contextmanager
+def opened(data: bytes) -> Iterator[Image]:
+    """Open a picture file's bytes; no pixel is decoded yet.
+
+    Take its pixels from a PixelBudget before they are decoded. Raises DataError with only the
+    reason if it is no picture, or has too many pixels or 16- or 32-bit values. Other errors of
+    Pillow, also those in the block, pass through.
+    """
     pillow = _pillow()
     try:
-        with pillow.open(io.BytesIO(data)) as opened:
-            # Check the sizes before any pixel is decoded.
-            _check_size(opened.size, "it has")
-            scaled = _resized(opened.size, preprocessing)
-            _check_size(scaled, "scaled for the encoder it would have")
-            if opened.mode[0] in "IF":  # Pillow would clip to 8 bits: mostly white
+        with pillow.open(io.BytesIO(data)) as picture:
+            _check_size(picture.size, "it has")
+            if picture.mode[0] in "IF":  # Pillow would clip to 8 bits: mostly white
                 raise DataError("it has 16- or 32-bit grey values; save it with 8 bits per channel")
-            if fast:  # only JPEG has lower resolutions; draft() leaves other formats as they are
-                opened.draft(None, (_SHARP * scaled[0], _SHARP * scaled[1]))
-            with _DECODING.of(opened.width * opened.height):
-                fit = _fit_part if fast else _fit
-                return np.asarray(fit(_as_rgb(opened), scaled, preprocessing))
+            yield picture
     except pillow.UnidentifiedImageError:
         if data[4:8] == b"ftyp":  # the container of both
             raise DataError(
@@ -179,8 +191,8 @@ def _pixels(data: bytes, preprocessing: Preprocessing, fast: bool) -> U8:
         raise DataError(f"it has more than {MAX_PIXELS} pixels") from None
 
 
-def _as_rgb(opened: Image) -> Image:
-    """Decode all pixels of an open file to RGB."""
+def as_rgb(opened: Image) -> Image:
+    """Decode all pixels of an open file to RGB; transparency is dropped."""
     if opened.mode == "RGB":
         opened.load()  # convert() would copy them, which takes as long as decoding
         return opened

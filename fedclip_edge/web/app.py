@@ -37,12 +37,19 @@ _WRONG_TOKEN_S = 1.0  # between two answers to a wrong token
 
 
 class Pages:
-    """Templates of a page; every one gets the title of the site and its navigation."""
+    """Templates of a page; every one gets the title of the site and its navigation.
 
-    def __init__(self, folder: Path, title: str, links: Mapping[str, str]) -> None:
+    The login asks for the name of the person; `name_for` is the place that has it later.
+    """
+
+    def __init__(
+        self, folder: Path, title: str, links: Mapping[str, str], *, name_for: str
+    ) -> None:
         self.environment: Environment = templates(folder, _HERE / "templates")
         self.environment.filters["age"] = lambda at: duration(max(0.0, time.time() - at))
-        self.environment.globals.update(site=title, links=links, version=__version__)
+        self.environment.globals.update(
+            site=title, links=links, version=__version__, name_for=name_for
+        )
 
     def html(self, request: Request, template: str, status: int = 200, **values: Any) -> Response:
         """Render a template as the answer to a request."""
@@ -96,7 +103,12 @@ def page_app(
 
 
 async def form_of(request: Request) -> dict[str, str]:
-    """Return the fields of a form, each with its last value.
+    """Return the fields of a form, each with its last value; raises as `fields_of` does."""
+    return dict(await fields_of(request))
+
+
+async def fields_of(request: Request) -> list[tuple[str, str]]:
+    """Return the fields of a form in their order, some of which may have the same name.
 
     Raises HTTPException 413 if it is larger than _FORM_BYTES.
     """
@@ -105,7 +117,7 @@ async def form_of(request: Request) -> dict[str, str]:
         body += part
         if len(body) > _FORM_BYTES:
             raise HTTPException(413, "The form is too large.")
-    return dict(parse_qsl(body.decode(errors="replace"), keep_blank_values=True))
+    return parse_qsl(body.decode(errors="replace"), keep_blank_values=True)
 
 
 class _Desk:

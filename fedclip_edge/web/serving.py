@@ -1,4 +1,4 @@
-"""The HTTP server of a page: its socket, its TLS settings, and its end."""
+"""The HTTP server of a page, and its end."""
 
 from __future__ import annotations
 
@@ -6,33 +6,43 @@ import asyncio
 import contextlib
 import signal
 import socket
-import ssl
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fedclip_edge import log
 from fedclip_edge.config.page import PageSettings
-from fedclip_edge.errors import ConfigError
+from fedclip_edge.web.listening import address_of, open_listener, tls_context
 from fedclip_edge.web.live import Pieces
 
+IDLE_S = 60.0  # without a request, after which a page that was started on demand ends
+_LINGER_S = 1.0  # for the first request of a connection that was accepted just before that
 _GOODBYE_S = 4  # then what is still open is cut
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _REQUESTS = 100  # at the same time
 
 
-def serve_page(settings: PageSettings, app: ASGIApp, pieces: Pieces, token_file: Path) -> None:
+def serve_page(
+    settings: PageSettings,
+    app: ASGIApp,
+    pieces: Pieces,
+    token_file: Path,
+    given: socket.socket | None = None,
+) -> None:
     """Serve until SIGTERM or Ctrl-C, in the main thread; `pieces` are those of the live updates.
 
-    Raises ConfigError if the address cannot be opened, or if the certificate or key cannot be used.
+    With `given`, a socket that another process has opened (`on_demand.py`), it also ends when
+    nobody uses the page. Raises ConfigError if the address cannot be opened, or if the certificate
+    or key cannot be used.
     """
-    tls = _tls_context(settings)
-
+    tls = tls_context(settings)
+    used = _Use(app)
     config = uvicorn.Config(
-        app,
+        used,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -45,20 +55,69 @@ def serve_page(settings: PageSettings, app: ASGIApp, pieces: Pieces, token_file:
     )
     config.load()
     config.ssl = tls  # uvicorn's own settings allow no choice of the oldest TLS version
-    with _listening(settings) as listener:
-        scheme = "http" if tls is None else "https"
-        host, port = settings.address
-        named = next(iter(settings.names), f"[{host}]" if ":" in host else host)
-        log.event("page_served", address=f"{scheme}://{named}:{port}", token_file=token_file)
-        asyncio.run(_Server(config, pieces).serve(sockets=[listener]))
+    idle_s = None if given is None else IDLE_S
+    with given or open_listener(settings) as listener:
+        if given is None:
+            log.event("page_served", address=address_of(settings), token_file=token_file)
+        asyncio.run(_Server(config, pieces, used, idle_s).serve(sockets=[listener]))
+
+
+class _Use:
+    """The ASGI application around a page that notes when it was last used."""
+
+    def __init__(self, inner: ASGIApp) -> None:
+        self._inner = inner
+        self._requests = 0  # that are being answered, streams included
+        self._last_at = time.monotonic()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand on, and count a request until its answer is complete."""
+        if scope["type"] != "http":
+            await self._inner(scope, receive, send)
+            return
+        self._requests += 1
+        try:
+            await self._inner(scope, receive, send)
+        finally:
+            self._requests -= 1
+            self._last_at = time.monotonic()
+
+    def idle_s(self, now: float) -> float:
+        """Return the seconds since the last request ended; 0 while one is being answered."""
+        return 0.0 if self._requests else now - self._last_at
 
 
 class _Server(uvicorn.Server):
-    """A server whose streams end when it is told to, and which then returns."""
+    """A server whose streams end when it is told to, and which then returns.
 
-    def __init__(self, config: uvicorn.Config, pieces: Pieces) -> None:
+    With `idle_s` it ends by itself when the page was not used for so long. It first stops to accept
+    connections: those that arrive then wait in the socket, which the parent process has too.
+    """
+
+    def __init__(
+        self, config: uvicorn.Config, pieces: Pieces, use: _Use, idle_s: float | None
+    ) -> None:
         super().__init__(config)
         self._pieces = pieces
+        self._use = use
+        self._idle_s = idle_s
+        self._ends_at: float | None = None
+
+    async def on_tick(self, counter: int) -> bool:
+        """Do what is due; True to end."""
+        return await super().on_tick(counter) or self._is_over(time.monotonic())
+
+    def _is_over(self, now: float) -> bool:
+        if self._idle_s is None:
+            return False
+        idle_s = self._use.idle_s(now)
+        if self._ends_at is None:
+            if idle_s >= self._idle_s:
+                self._ends_at = now + _LINGER_S
+                for server in self.servers:
+                    server.close()
+            return False
+        return now >= self._ends_at and idle_s >= _LINGER_S
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Let the streams end first: the server waits for them."""
@@ -74,32 +133,3 @@ class _Server(uvicorn.Server):
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def _listening(settings: PageSettings) -> socket.socket:
-    host, port = settings.address
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family)
-    except OSError as error:
-        raise ConfigError(
-            f"[page] listen: {settings.listen} cannot be opened ({error.strerror or error}); choose "
-            "another port, or an address of this machine"
-        ) from error
-
-
-def _tls_context(settings: PageSettings) -> ssl.SSLContext | None:
-    if settings.certificate is None:
-        return None
-    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    made.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:
-        made.load_cert_chain(settings.certificate, settings.key)
-    except OSError as error:  # ssl.SSLError is one
-        reason = getattr(error, "reason", None) or error.strerror or error
-        raise ConfigError(
-            f"{settings.certificate} and {settings.key} under [page] cannot be used as certificate "
-            f"and key ({reason}); name a PEM certificate chain and its private key, both readable "
-            "by this user"
-        ) from error
-    return made

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import shutil
 import signal
 import sqlite3
 import sys
@@ -21,7 +22,7 @@ from fedclip_edge.agent.features import CACHE
 from fedclip_edge.agent.limits import within
 from fedclip_edge.config.agent import EncoderConfig
 from fedclip_edge.config.limits import Limits
-from fedclip_edge.errors import DataError, DiskError, WorkerError
+from fedclip_edge.errors import BundleError, DataError, DiskError, WorkerError
 from fedclip_edge.processes.children import Children
 from fedclip_edge.processes.worker import PausedError
 from fedclip_edge.vision.bundle import Bundle, key_of
@@ -85,6 +86,45 @@ def test_it_ends_when_it_is_idle_and_the_next_picture_is_encoded(
     process.worker.rest(time.monotonic() + 3600)
     assert process.worker.pid is None
     assert process.encode(found[5:6]).encoded == 1
+
+
+def test_it_can_be_loaded_before_the_first_picture(
+    children: Children, random_bundle: Bundle, found: tuple[Picture, ...], tmp_path: Path
+) -> None:
+    process = encoder(children, random_bundle, tmp_path)
+    process.load()
+    first = process.worker.pid
+    assert first is not None
+    assert "onnxruntime" in Path(f"/proc/{first}/maps").read_text()
+    process.load()
+    assert process.encode(found).encoded == len(found)
+    assert process.worker.pid == first
+
+
+@pytest.mark.parametrize("why", ["pauses", "at work"])
+def test_it_is_not_loaded_while_it_may_not_work(
+    children: Children, random_bundle: Bundle, tmp_path: Path, why: str
+) -> None:
+    process = encoder(children, random_bundle, tmp_path)
+    if why == "pauses":
+        process.worker.is_paused = lambda: True
+    else:
+        process.worker.is_busy = True
+    process.load()
+    assert process.worker.pid is None
+
+
+def test_an_error_of_early_loading_comes_with_the_first_picture(
+    children: Children, random_bundle: Bundle, found: tuple[Picture, ...], tmp_path: Path
+) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(random_bundle.folder, folder)
+    bundle = Bundle(folder, random_bundle.manifest, random_bundle.classes)
+    (folder / "manifest.json").unlink()
+    process = encoder(children, bundle, tmp_path)
+    process.load()
+    with pytest.raises(BundleError, match=r"manifest\.json cannot be read"):
+        process.encode(found)
 
 
 def test_a_killed_process_does_not_stop_the_encoding(

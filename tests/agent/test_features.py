@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sqlite3
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -393,3 +394,23 @@ def test_a_side_car_that_cannot_be_read_is_said_once_also_if_it_comes_later(
     assert picture.with_suffix(".txt").name in said
     assert again(second) is second
     assert "UTF-8" not in capsys.readouterr().out
+
+
+def test_other_duties_go_on_while_many_files_are_read(
+    site: Path, random_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock for which a file takes longer than a turn."""
+    encoding = Encoding(random_bundle, config(site).encoder, config(site).state_dir / CACHE)
+    index, clock, turns = PictureIndex(), [0.0], list[int]()
+    read = index.hash_of
+
+    def slowly(path: Path) -> str:
+        clock[0] += 0.11
+        return read(path)
+
+    monkeypatch.setattr(index, "hash_of", slowly)
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    prepare_pictures(
+        config(site), random_bundle, encoding.encode, None, index, meanwhile=lambda: turns.append(1)
+    )
+    assert len(turns) == 23  # between each two of 24 files

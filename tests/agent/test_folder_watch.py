@@ -402,6 +402,27 @@ def test_names_that_are_not_text(watched: Watched) -> None:
     watched.until(lambda: watched.new == [odd.name])
 
 
+def test_ten_thousand_pictures_at_once_are_each_reported_once(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder is not listed again for each of them."""
+    listed: list[object] = []
+    for name in ("scandir", "listdir"):
+        real = getattr(os, name)
+
+        def counted(path: str, real: Callable[[str], object] = real) -> object:
+            listed.append(path)
+            return real(path)
+
+        monkeypatch.setattr(os, name, counted)
+    for number in range(10_000):
+        (watched.site / "inbox" / f"{number}.bmp").write_bytes(b"%d" % number)
+    watched.until(lambda: len(watched.new) >= 10_000)
+    watched.settle()
+    assert sorted(watched.new) == sorted(f"{number}.bmp" for number in range(10_000))
+    assert len(listed) < 1000
+
+
 @pytest.mark.parametrize("how", ["watched", "searched"])
 def test_a_pipe_and_a_huge_file_are_left_out_and_others_go_on(
     request: pytest.FixtureRequest, how: str

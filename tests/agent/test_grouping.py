@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedclip_edge.agent.grouping import groups_of, warn_of_near_copies
+from fedclip_edge.agent.grouping import groups_of, known_sides, warn_of_near_copies
 from fedclip_edge.config.agent import DataConfig
 from fedclip_edge.vision.datasets import Dataset, Split, read_folder, side_of, split
 from fedclip_edge.vision.groups import SIDES
@@ -103,3 +103,22 @@ def test_near_copies_are_said_with_their_number(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().out == ""
     warn_of_near_copies(train, np.concatenate([train[:12] * 2, -train[:28]]))
     assert "near_copies test_pictures=12 of=40" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("group_by", ["none", "folder", "prefix", "seconds"])
+def test_the_known_sides_are_those_of_the_runs_and_no_file_is_read(
+    tmp_path: Path, group_by: str
+) -> None:
+    data = DataConfig(tmp_path / "p", group_by=group_by)  # type: ignore[arg-type]
+    for event in range(12):
+        for frame in range(3):
+            at = 1e9 + 100 * event + frame
+            shot(tmp_path / f"p/dog/{event}/{event:02}-{frame}.png", 10 * event + frame, at)
+    index = PictureIndex()
+    dataset, parts = divided(tmp_path / "p", data, index)
+    for picture in dataset.pictures:
+        picture.path.unlink()
+    sides = known_sides(data, dataset, index)
+    assert {one.path.name: sides[one.hash] for one in dataset.pictures} == sides_of(parts)
+    if group_by == "seconds":
+        assert known_sides(data, dataset, PictureIndex()) == {}

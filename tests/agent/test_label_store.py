@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from fedclip_edge.agent.label_store import LABELS, labels_in, set_labels
+from fedclip_edge.agent.label_store import (
+    LABELS,
+    confirm_labels,
+    confirmed_in,
+    labels_in,
+    set_labels,
+)
 from fedclip_edge.errors import DataError
 
 ONE, TWO = "1" * 64, "2" * 64
@@ -18,6 +24,15 @@ def test_labels_are_kept_replaced_and_taken_back(tmp_path: Path) -> None:
     assert labels_in(tmp_path) == {ONE: "dog", TWO: "café"}
     set_labels(tmp_path, {ONE: "cat", TWO: None})
     assert labels_in(tmp_path) == {ONE: "cat"}
+
+
+def test_a_confirmation_is_no_label(tmp_path: Path) -> None:
+    assert confirmed_in(tmp_path) == {}
+    confirm_labels(tmp_path, {ONE: "dog", TWO: "cat"})
+    confirm_labels(tmp_path, {TWO: None})
+    assert (labels_in(tmp_path), confirmed_in(tmp_path)) == ({}, {ONE: "dog"})
+    set_labels(tmp_path, {ONE: "cat"})
+    assert (labels_in(tmp_path), confirmed_in(tmp_path)) == ({ONE: "cat"}, {ONE: "dog"})
 
 
 @pytest.mark.parametrize("labels", [{"dog": "dog"}, {ONE: " "}])

@@ -130,8 +130,11 @@ class Scene:
         self.changes, self.done = Changes(), list[str]()
         self.added: list[Picture] = []
         self.has_read_old = False
-        watch: Any = SimpleNamespace(
-            changes=lambda _now: self.changes, has_read_old=lambda: self.has_read_old
+        self.loaded = 0
+        self.watch = SimpleNamespace(
+            changes=lambda _now: self.changes,
+            has_read_old=lambda: self.has_read_old,
+            has_unknown_files=False,
         )
         answering: Any = SimpleNamespace(
             add=self.added.extend,
@@ -140,8 +143,11 @@ class Scene:
             take_settled=self.take,
         )
         self.way = NewPictures(
-            cast("FolderWatch", watch), cast("Answering", answering), self.answered
+            cast("FolderWatch", self.watch), cast("Answering", answering), self.answered, self.load
         )
+
+    def load(self) -> None:
+        self.loaded += 1
 
     def take(self) -> list[str]:
         done, self.done = self.done, []
@@ -175,4 +181,13 @@ def test_after_a_kill_only_what_was_answered_is_settled(tmp_path: Path) -> None:
     scene.way.end(1.0)
     scene = scene.killed(tmp_path)
     assert scene.settled == frozenset({"old", one.hash, two.hash})
+    scene.answered.close()
+
+
+def test_the_encoder_is_loaded_once_for_the_files_that_come(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    for has_files, loaded in ((False, 0), (True, 1), (True, 1), (False, 1), (True, 2)):
+        scene.watch.has_unknown_files = has_files
+        scene.look(0.0, Changes())
+        assert scene.loaded == loaded
     scene.answered.close()

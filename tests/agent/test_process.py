@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -26,8 +27,11 @@ def test_messages_without_end_do_not_keep_it_from_its_work() -> None:
     class Worker:
         transport = Endless()
         finished = False
+        task = None
         refused_messages = taken = 0
         standby = Standby(())
+        trust = SimpleNamespace(manifest=None)
+        handshake = SimpleNamespace(is_connected=False)
 
         def handle_event(self, event: Received, now: float) -> None:
             self.taken += 1

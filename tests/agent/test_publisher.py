@@ -64,6 +64,18 @@ def test_who_comes_later_hears_its_last_state(broker: InMemoryBroker) -> None:
     assert (last.topic, believed(last)) == (STATE, DeviceState("boot-1", online=True))
 
 
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [("no\n mains", "no mains"), ("a\x1bb", "a?b"), ("x" * 200, "x" * 127 + "…")],
+)
+def test_the_reason_of_a_state_is_one_short_line(
+    broker: InMemoryBroker, reason: str, said: str
+) -> None:
+    speak(broker).publish_state(online=False, reason=reason)
+    (last,) = heard(listen(broker))
+    assert believed(last) == DeviceState("boot-1", online=False, reason=said)
+
+
 def test_of_a_device_that_vanished_the_broker_says_so_in_its_name(broker: InMemoryBroker) -> None:
     speak(broker).publish_state(online=True)
     broker.cut("cam-0")

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from answer_scene import class_texts
@@ -28,9 +30,16 @@ def reviewed(labels: list[int], seed: int, *, true: list[int] | None = None) -> 
     return Reviewed(pictures, vectors)
 
 
-def review(labelled: Reviewed, unlabelled: Reviewed | None = None, most: int = 10) -> Review:
+def review(
+    labelled: Reviewed,
+    unlabelled: Reviewed | None = None,
+    most: int = 10,
+    confirmed: Mapping[str, str] = MappingProxyType({}),
+) -> Review:
     unlabelled = unlabelled or reviewed([], 9)
-    return make_review(labelled, unlabelled, CLASSES, ZERO_SHOT, most=most, least=5)
+    return make_review(
+        labelled, unlabelled, CLASSES, ZERO_SHOT, most=most, least=5, confirmed=confirmed
+    )
 
 
 def test_a_wrong_label_is_found_and_the_likelier_class_is_said() -> None:
@@ -41,6 +50,19 @@ def test_a_wrong_label_is_found_and_the_likelier_class_is_said() -> None:
     assert doubtful.path == Path("1-4.jpg")
     assert (doubtful.label, doubtful.likelier) == ("washer", "nut")
     assert doubtful.probability < 0.01 < doubtful.likelier_probability
+
+
+def test_a_label_that_a_person_confirmed_is_not_called_wrong() -> None:
+    labels = [0, 1, 2] * 8
+    said = [*labels]
+    said[4] = said[7] = 2
+    labelled = reviewed(said, 1, true=labels)
+    first = review(labelled, most=1).looks_mislabelled[0]
+    (right,) = (one.hash for one in labelled.pictures if one.path == first.path)
+    (other,) = review(labelled, most=1, confirmed={right: "washer"}).looks_mislabelled
+    assert other.path != first.path
+    again = review(labelled, most=1, confirmed={right: "nut"}).looks_mislabelled
+    assert again == (first,)  # another label than the one that was confirmed
 
 
 def test_the_only_picture_of_a_class_is_never_called_wrong() -> None:

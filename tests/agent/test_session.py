@@ -50,6 +50,10 @@ from fedclip_edge.transport.in_memory import InMemoryTransport
 # Pauses.
 
 
+def paused(reason: str) -> DeviceState:
+    return DeviceState("b1", online=False, activity="paused", reason=reason)
+
+
 def test_a_device_that_pauses_is_offline_for_the_coordinator_and_follows_the_run(
     scene: Scene,
 ) -> None:
@@ -58,7 +62,7 @@ def test_a_device_that_pauses_is_offline_for_the_coordinator_and_follows_the_run
     scene.heard(Hello)
     scene.session.pause("too hot", scene.now)
     scene.session.pause("still too hot", scene.now)
-    assert scene.heard(DeviceState) == [DeviceState("b1", online=False)]
+    assert scene.heard(DeviceState) == [paused("too hot")]
     scene.say(state("k2", epoch=6), topic=TOPICS.coordinator_state)
     scene.say(manifest(epoch=6))
     scene.flow()
@@ -79,8 +83,10 @@ def test_a_device_that_connects_while_it_pauses_stays_offline(scene: Scene) -> N
     scene.session.pause("on battery", scene.now)
     scene.heard(DeviceState)
     scene.flow()
-    assert scene.heard(DeviceState) == [DeviceState("b1", online=False)]
+    assert scene.heard(DeviceState) == [paused("on battery")]
     assert scene.heard(Hello) == []
+    scene.session.say_goodbye()
+    assert scene.heard(DeviceState) == [DeviceState("b1", online=False)]
 
 
 def test_work_that_was_given_up_in_a_pause_is_done_afterwards(
@@ -504,11 +510,11 @@ def test_training_and_evaluation_never_happen_while_a_message_is_taken_in(scene:
     scene.say_model(model(0))
     scene.flow()
     assert (scene.learner.fitted, scene.learner.evaluated) == ([], [])
-    assert scene.session.act(scene.now)
+    assert scene.act()
     assert (scene.learner.fitted, scene.learner.evaluated) == ([0.0], [])  # one task at a time
-    assert scene.session.act(scene.now)
+    assert scene.act()
     assert scene.learner.evaluated == [(0.0, False)]
-    assert not scene.session.act(scene.now)
+    assert not scene.act()
 
 
 def test_it_contributes_once_a_round(scene: Scene) -> None:
@@ -690,7 +696,8 @@ def test_a_plan_that_does_not_work_here_ends_no_device(
     scene.join()
     reason = f"its plan does not work on this device: {error}"
     assert scene.session.standby.reason.startswith(reason)
-    assert scene.heard(DeviceState)[-1] == DeviceState("b1", online=False)
+    (told,) = [state for state in scene.heard(DeviceState) if not state.online]
+    assert (told.activity, told.reason[: len(reason)]) == ("waiting", reason[:128])
     scene.heard(Offer)  # made before the evaluation
     scene.say(manifest(model(1, 1), round=2))
     scene.work(60.0)
@@ -834,7 +841,7 @@ def test_it_trains_from_the_newest_model_before_it_evaluates_what_went_by(scene:
         )
         scene.say_model(published)
     scene.flow()
-    assert scene.session.act(scene.now)
+    assert scene.act()
     assert (scene.learner.fitted, scene.learner.evaluated) == ([2.0], [])
     scene.work()
     assert scene.learner.evaluated == [(1.0, False), (2.0, False)]

@@ -40,6 +40,19 @@ def test_a_file_is_read_when_it_is_still(tmp_path: Path) -> None:
     assert len(files) == 0
 
 
+def test_a_file_that_was_read_before_is_not_unknown(tmp_path: Path) -> None:
+    files, name = unread(), picture(tmp_path / "a.png")
+    seen = [files.has_unknown]
+    files.note(name, state_of(name), 0.0)
+    seen.append(files.has_unknown)
+    assert len(read(files, 1.0)) == 1
+    picture(tmp_path / "a.png", 2)
+    files.note(name, state_of(name), 2.0)
+    assert len(files) == 1
+    seen.append(files.has_unknown)
+    assert seen == [False, True, False]
+
+
 def test_one_without_its_end_waits_longer(tmp_path: Path) -> None:
     files, name = unread(), picture(tmp_path / "a.png")
     Path(name).write_bytes(Path(name).read_bytes()[:-20])

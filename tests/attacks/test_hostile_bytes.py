@@ -31,6 +31,7 @@ from in_memory import ENCODER, Fleet
 from opened import opened
 
 from fedclip_edge.agent.session import Session
+from fedclip_edge.agent.working import work
 from fedclip_edge.errors import PeerError, RefusedError
 from fedclip_edge.pki.registry import Device, Registry
 from fedclip_edge.protocol import chunks, codec, signing, wire
@@ -103,6 +104,7 @@ class Target:
         before = self.session.refused_messages
         self.session.handle_event(Received(topic, payload), self.fleet.now)
         self.session.act(self.fleet.now)
+        work(self.session, lambda: self.fleet.now)
         return self.session.refused_messages - before
 
     def upload(self, body: bytes) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ def row(name: str = "cam-01", state: str = "online", **changes: Any) -> dict[str
         "id": name,
         "state": state,
         "detail": "",
+        "part": None,
         "seen_s": 3.0,
         "domain": "roof",
         "roles": ["train", "evaluate"],
@@ -222,6 +224,7 @@ def test_the_own_model_has_a_column_where_there_is_one() -> None:
 
 def test_one_device_is_shown_with_its_classes() -> None:
     one = row(
+        part="training",
         classes_digest="d" * 64,
         pictures_by_class={"train": [500, 100], "validation": [200, 0], "test": [150, 50]},
         accuracy_by_class={"zero_shot": [0.8, 0.9], "federated": [0.9, None]},
@@ -233,6 +236,7 @@ def test_one_device_is_shown_with_its_classes() -> None:
     }
     text = device_tables.device_text(found, one, io.StringIO())
     assert "not those of the run: classes" in text
+    assert re.search(r"in the round +training", text)
     assert "0.3.0; the coordinator has 0.4.0" in text
     assert "3 pictures of classes with few pictures" in text
     ant, bee = (line.split() for line in text.splitlines()[-2:])

@@ -994,7 +994,7 @@ def test_a_refusal_needs_no_retained_message(tmp_path: Path) -> None:
     steps(fleet, 2)
     fleet.broker._retained.clear()
     stranger = device(fleet, 7)
-    stranger.publisher = replace(stranger.publisher, encoder_id="f" * 64)
+    stranger.publisher.encoder_id = "f" * 64
     steps(fleet, 60)
     assert "another encoder" in stranger.standby.reason
 

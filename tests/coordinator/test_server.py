@@ -136,11 +136,22 @@ def test_a_manual_start_waits_for_the_operator_who_pauses_extends_and_ends_runs(
     assert "did you mean 'fedclip'" in refused("run", "start", fleet)
 
 
+# An agent that reads its folder again after a second, not after a minute.
+SOON = """
+from fedclip_edge.agent import rescan
+from fedclip_edge.cli.main import main
+
+rescan.RESCAN_S = 1.0
+main()
+"""
+
+
 def test_new_pictures_start_a_run_that_uses_them(site: Site) -> None:
     extra = '[schedule]\nnew_pictures = 4\nmodel = "last"\n'
     fleet = site.write_fleet(devices=1, rounds=1, extra=extra)
     site.start("serve", fleet, "--json", log="serve")
-    site.start("agent", site.write_agent("north"), "--json", log="north")
+    words = [sys.executable, "-c", SOON, "agent", str(site.write_agent("north")), "--json"]
+    site.start_program(words, "north")
     (first,) = wait_for_runs(site, 1)
     folder = site.folder / "north" / "pictures"
     name = site.bundle.classes.names[0]

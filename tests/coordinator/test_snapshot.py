@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from coordinated_fleet import RULES, device, joined, make, state, steps, until
@@ -13,8 +14,11 @@ from in_memory import Fleet
 
 from fedclip_edge import __version__
 from fedclip_edge.coordinator import snapshot
-from fedclip_edge.protocol.message_parts import Encoding
+from fedclip_edge.protocol import signing, wire
+from fedclip_edge.protocol.message_parts import Activity, Encoding
 from fedclip_edge.protocol.messages import DeviceState
+from fedclip_edge.protocol.topics import Topics
+from fedclip_edge.transport.base import Will
 
 
 def status(fleet: Fleet, **options: Any) -> dict[str, Any]:
@@ -126,6 +130,46 @@ def test_a_device_that_encodes_shows_how_far_it_is(fleet: Fleet) -> None:
     assert (found["state"], found["detail"]) == ("encoding", "12 of 90 pictures")
 
 
+def test_a_device_that_pauses_shows_why_until_it_goes_on(fleet: Fleet) -> None:
+    session = fleet.sessions["cam-1"]
+    session.pause("the box has 81 degrees", fleet.now)
+    steps(fleet, 4)
+    found = row(fleet, "cam-1")
+    assert (found["state"], found["detail"]) == ("paused", "the box has 81 degrees")
+    assert (found["id"], "paused: the box has 81 degrees") in [
+        (one["id"], one["why"]) for one in status(fleet)["waiting"]["missing"]
+    ]
+    assert status(fleet)["counts"]["paused"] == 1
+    fleet.open_journal()
+    fleet.coordinator = fleet.start_coordinator()
+    steps(fleet, 4)
+    assert row(fleet, "cam-1")["state"] == "paused", "its state is retained"
+    session.pause("", fleet.now)
+    steps(fleet, 4)
+    assert row(fleet, "cam-1")["state"] == "online"
+    session.say_goodbye("it encodes new pictures")
+    steps(fleet, 2)
+    found = row(fleet, "cam-1")
+    assert (found["state"], found["detail"]) == ("offline", "it encodes new pictures")
+    fleet.broker.cut("cam-1")
+    steps(fleet, 2)
+    found = row(fleet, "cam-1")
+    assert (found["state"], found["detail"]) == ("offline", "")
+
+
+def test_a_pause_that_another_key_signed_is_refused(fleet: Fleet) -> None:
+    fleet.broker.cut("cam-1")
+    del fleet.sessions["cam-1"]
+    steps(fleet, 2)
+    pause = DeviceState("b9", online=False, activity="paused", reason="made up")
+    topic = Topics("lab").state("cam-1")
+    payload = wire.pack_control(pause, "cam-1", topic, signing.create_identity())
+    fleet.broker.client("stranger", (), Will("gone", b"")).publish(topic, payload)
+    steps(fleet, 2)
+    assert row(fleet, "cam-1")["detail"] == ""
+    assert fleet.coordinator.refused_messages["cam-1"] == 1
+
+
 def test_the_worst_devices_come_first_and_a_thousand_are_counted(tmp_path: Path) -> None:
     fleet = joined(tmp_path, 3)
     until(fleet, lambda: len(fleet.coordinator.devices.reports) == 3)
@@ -150,9 +194,26 @@ def test_a_run_that_is_over_waits_for_nothing(fleet: Fleet) -> None:
     assert found["run"]["running_s"] >= 0
 
 
+def test_in_an_open_round_a_device_says_what_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet, found = make(tmp_path, replace(RULES, devices=1)), list[str]()
+    session = device(fleet, 0)
+    monkeypatch.setattr(session.work, "due", lambda *_: None)
+    until(fleet, lambda: state(fleet).phase == "open")
+    for activity in get_args(Activity):
+        session.publisher.activity = activity
+        session.publisher.publish_state(online=True)
+        link = fleet.coordinator.publisher.transport
+        while (event := link.next_event(0)) is not None:
+            fleet.coordinator.handle_event(event, fleet.now)
+        found.append(row(fleet, "cam-0")["part"])
+    assert found == ["waiting", "downloading", "training", "evaluating", "waiting"]
+
+
 def test_in_an_open_round_each_device_has_its_part(fleet: Fleet) -> None:
     parts = {one["id"]: one["part"] for one in status(fleet, every=True)["devices"]}
-    assert set(parts.values()) <= {"at work", "in the queue", "uploading", "done"}
+    assert set(parts.values()) <= {"waiting", "in the queue", "uploading", "done"}
     silence(fleet, "cam-0")
     until(fleet, lambda: len(state(fleet).kept) == 2)
     found = {one["id"]: one["part"] for one in status(fleet, every=True)["devices"]}

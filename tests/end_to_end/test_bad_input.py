@@ -1,10 +1,12 @@
-"""Wrong input of a user: one sentence that says what is wrong, where, and what to do next."""
+"""Wrong input of a user: one sentence that says what is wrong, where, and what to do next.
+
+test_exit_codes.py has a port that is taken, and a broker that cannot be reached.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
-import socket
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,6 @@ from system import Site
 
 from fedclip_edge.config.broker import BrokerAddress
 from fedclip_edge.errors import (
-    BrokerError,
     BundleError,
     ConfigError,
     DataError,
@@ -23,6 +24,7 @@ from fedclip_edge.errors import (
 )
 from fedclip_edge.vision.bundle import Bundle
 
+pytestmark = pytest.mark.one_python
 NOBODY = BrokerAddress(port=9)  # the discard port, where no broker listens
 
 
@@ -153,13 +155,6 @@ def test_no_bundle(site: Site) -> None:
     refused(BundleError, "serve", site.write_fleet(1, 1), words=(str(site.bundle.folder),))
 
 
-@pytest.mark.one_python
-@pytest.mark.parametrize("who", ["agent", "serve"])
-def test_no_broker(site: Site, who: str) -> None:
-    path = site.write_agent("north") if who == "agent" else site.write_fleet(1, 1)
-    refused(LinkError, who, path, words=("127.0.0.1:9", "[broker]"))
-
-
 def test_a_provider_that_is_not_here(site: Site) -> None:
     agent = site.write_agent("north")
     agent.write_text(agent.read_text() + '[encoder]\nprovider = "tensorrt"\n')
@@ -195,14 +190,6 @@ def test_a_journal_that_is_no_journal(site: Site, content: str, word: str) -> No
     refused(
         JournalError, "serve", fleet, words=("journal.sqlite", word, "set 'journal' to another")
     )
-
-
-def test_a_port_in_use() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        refused(BrokerError, "broker", "start", "--port", str(port), words=(str(port), "--port"))
 
 
 @pytest.mark.parametrize(

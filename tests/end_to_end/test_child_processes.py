@@ -105,6 +105,30 @@ def test_duties_go_on_while_a_round_trains(site: Site) -> None:
         agent.kill()
 
 
+def test_a_device_follows_its_run_while_it_trains(site: Site) -> None:
+    """It joins a coordinator that restarted, and ends its training with the run."""
+    fleet = site.write_fleet(devices=1, rounds=1, extra=LONG)
+    # A device alone would train as long.
+    fleet.write_text(fleet.read_text().replace("local_baseline = true", "local_baseline = false"))
+    agent = site.start("agent", site.write_agent("north"), "--json", log="north")
+    serve = site.start("serve", fleet, "--json", log="serve")
+    said(site, "north", "torch_loaded")
+    serve.send_signal(signal.SIGTERM)
+    assert serve.wait(system.DEADLINE_S) == 0, site.text("serve")
+    site.start("serve", fleet, "--json", log="serve-2")
+    said(site, "serve-2", "joined")
+    assert len(events(site, "north", "torch_loaded")) == 1, "the training goes on"
+    trainer = {pid for pid in children_of(agent) if "libtorch" in system.of_process(pid, "maps")}
+    assert len(trainer) == 1
+    done = system.run("run", "abandon", fleet)
+    assert done.returncode == 0, done.stderr
+    said(site, "north", "work_dropped")
+    said(site, "north", "evaluated")
+    assert not trainer & children_of(agent)
+    assert not events(site, "north", "trained")
+    assert agent.poll() is None
+
+
 def test_a_killed_trainer_is_replaced_and_the_round_is_trained(site: Site) -> None:
     fleet = site.write_fleet(devices=1, rounds=1, extra="[plan.options]\nepochs = 300\n")
     agent = site.start("agent", site.write_agent("north"), "--once", "--json", log="north")

@@ -146,9 +146,12 @@ def test_12_is_a_bundle_that_is_incomplete(site: Site) -> None:
 def test_16_is_a_port_that_is_taken() -> None:
     assert "port is taken" in MEANINGS[16]
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        code, said = code_of("broker", "start", "--port", str(taken.getsockname()[1]))
+        port = str(taken.getsockname()[1])
+        code, said = code_of("broker", "start", "--port", port)
     assert code == 16
     assert "is in use" in said
+    assert port in said
+    assert "--port" in said
 
 
 @pytest.mark.parametrize("name", ["", "deeper/journal.sqlite"])
@@ -245,5 +248,8 @@ def test_18_is_a_folder_that_may_not_be_written(site: Site, tmp_path: Path) -> N
 
 def test_20_is_no_broker(site: Site) -> None:
     assert "broker cannot be reached" in MEANINGS[20]
-    assert code_of("serve", site.write_fleet(1, 1))[0] == 20
-    assert code_of("agent", site.write_agent("north"))[0] == 20
+    for command in (("serve", site.write_fleet(1, 1)), ("agent", site.write_agent("north"))):
+        code, said = code_of(*command)
+        assert code == 20
+        assert "127.0.0.1:9" in said
+        assert "[broker]" in said

@@ -80,25 +80,29 @@ def test_a_run_with_a_fault_loses_nothing(
     play(fault, phases, tmp_path, bundle)
 
 
+# In CI, only the coordinator is killed in every phase.
+CHAINS: list[tuple[str, tuple[Phase, ...]]] = [
+    ("kill-coordinator", PHASES),
+    ("kill-agent", PHASES),
+    ("kill-broker", PHASES),
+    ("cut-5", ("download", "upload")),
+    ("slow", ("upload",)),
+    ("duplicated", ("download",)),
+    ("full-coordinator", PHASES),
+    ("full-agent", PHASES),
+    ("clock", ("training",)),
+    ("flap", ("upload",)),
+    ("stop-agent", ("download",)),
+    ("flood", ("training",)),
+    ("evaluator", ("aggregation",)),
+]
+
+
 @pytest.mark.slow
 @needs_mosquitto
 @pytest.mark.parametrize(
     ("fault", "phases"),
-    [
-        ("kill-agent", PHASES),
-        ("kill-coordinator", PHASES),
-        ("kill-broker", PHASES),
-        ("cut-5", ("download", "upload")),
-        ("slow", ("upload",)),
-        ("duplicated", ("download",)),
-        ("full-coordinator", PHASES),
-        ("full-agent", PHASES),
-        ("clock", ("training",)),
-        ("flap", ("upload",)),
-        ("stop-agent", ("download",)),
-        ("flood", ("training",)),
-        ("evaluator", ("aggregation",)),
-    ],
+    [CHAINS[0], *(pytest.param(*chain, marks=pytest.mark.not_in_ci) for chain in CHAINS[1:])],
     ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
 def test_a_run_with_fault_after_fault_loses_nothing(

@@ -12,7 +12,7 @@ import page_browser
 import pytest
 from brokers import MOSQUITTO, free_port
 from status_scene import SceneFleet, device_row, fleet_of, status
-from system import Site, command, process_of, running, wait_until
+from system import Site, command, commands, process_of, running, wait_until
 
 from fedclip_edge.coordinator.journal import open_journal_to_read
 
@@ -31,6 +31,7 @@ def test_a_live_run_moves_the_page_and_its_buttons_work(site: Site) -> None:
         return any(one["event"] == event for one in site.events("serve"))
 
     wait_until(lambda: said("page_served"), "the page")
+    assert not any(f"main page {fleet}" in line for line in commands().values())
     token = (site.folder / "journal.token").read_text().strip()
     address = f"http://127.0.0.1:{port}"
     with page_browser.browser() as browser:
@@ -41,9 +42,11 @@ def test_a_live_run_moves_the_page_and_its_buttons_work(site: Site) -> None:
         page.get_by_role("link", name="Pause …").click()
         page.get_by_role("button", name="Yes").click()
         page.get_by_text("who gave it: anna").wait_for()
-        page.goto(address)
+        with page.expect_response("**/events*"):
+            page.goto(address)
 
-        # Another process of the page has other numbers; the browser gets everything anew.
+        # The browser asks again, which starts another process of the page. Its numbers are others,
+        # so the browser gets everything anew.
         os.kill(process_of(f"main page {fleet}"), signal.SIGKILL)
         page.wait_for_selector("#lost:not([hidden])")
         second = site.start("agent", agents[1], "--json", log="camera-02")

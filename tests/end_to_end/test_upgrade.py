@@ -116,8 +116,7 @@ def test_an_earlier_agent_of_protocol_v2_is_refused_in_words_on_both_sides(fleet
     assert agent.poll() is None
     agent.terminate()
     assert agent.wait(system.DEADLINE_S) == 0
-    for name in ("parked.sqlite", "features.sqlite"):
-        (fleet.site.folder / "state" / name).unlink()
+    (fleet.site.folder / "state" / "parked.sqlite").unlink()
     again = fleet.site.start("agent", "--once", fleet.agent, "--json", log="again")
     for process in (serve, again):
         assert process.wait(system.DEADLINE_S) == 0, fleet.site.text("serve")
@@ -165,10 +164,9 @@ def test_files_of_an_earlier_version_are_refused_and_not_changed(fleet: Fleet) -
     assert said.returncode == ConfigError.exit_code
     assert "has format version" in said.stderr
     assert [path.read_bytes() for path in (journal, state)] == before
-    # What the messages say to do is enough.
+    # What the messages say to do is enough; the features are made anew without a person.
     journal.rename(journal.with_name("finished.sqlite"))
     state.unlink()
-    state.with_name("features.sqlite").unlink()
     started = [
         fleet.site.start("serve", "--once", fleet.fleet, "--json", log="serve"),
         fleet.site.start("agent", "--once", fleet.agent, "--json", log="agent"),

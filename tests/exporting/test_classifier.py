@@ -267,6 +267,7 @@ def test_the_tiny_clip_on_drawn_pictures(bare: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.not_in_ci  # CI has the tiny CLIP
 def test_the_stand_in_encoder_on_real_pictures(bare: Path, tmp_path: Path) -> None:
     if not (SHARED / "standin").is_dir():
         pytest.skip("the stand-in encoder is not in ../shared/data, next to the checkout")

@@ -354,7 +354,12 @@ def test_only_an_fp32_file_can_be_made_smaller(own: dict[str, Any], folder: Path
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("precision", "missed"), [("fp16", ()), ("int8-weights", ()), ("int8", ("nearest neighbour",))]
+    ("precision", "missed"),
+    [
+        pytest.param("fp16", (), marks=pytest.mark.not_in_ci),
+        pytest.param("int8-weights", (), marks=pytest.mark.not_in_ci),
+        ("int8", ("nearest neighbour",)),
+    ],
 )
 def test_the_stand_in_encoder_on_real_pictures(
     standin: Bundle, tmp_path: Path, precision: Any, missed: tuple[str, ...]

@@ -205,7 +205,7 @@ def test_features_of_another_width_are_refused(
 def test_nan_is_never_accepted(
     encoder: Encoder, pictures: GatePictures, texts: ClassTexts, make_encoder: Any
 ) -> None:
-    broken = open_candidate(make_encoder(scale=np.inf), PLAIN, "mine")
+    broken = open_candidate(make_encoder(scale=np.inf), PLAIN, "mine", "fp32")
     with pytest.raises(ExportError, match="mine returned NaN or infinity"):
         measure(broken, encoder.embed, pictures, texts, "fp16")
     for value in (np.nan, 0):
@@ -253,8 +253,8 @@ def test_golden_vectors_are_the_encoders(encoder: Encoder) -> None:
 
 def test_a_candidate_that_does_not_fit_is_an_export_error(make_encoder: Any) -> None:
     with pytest.raises(ExportError, match="the input pixel_values of mine"):
-        open_candidate(make_encoder(side=16), PLAIN, "mine")
-    broken = open_candidate(make_encoder(scale=np.inf), PLAIN, "mine")
+        open_candidate(make_encoder(side=16), PLAIN, "mine", "fp32")
+    broken = open_candidate(make_encoder(scale=np.inf), PLAIN, "mine", "fp32")
     with pytest.raises(ExportError, match="mine returned NaN"):
         golden_vectors(broken, PLAIN)
 

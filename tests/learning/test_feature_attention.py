@@ -92,7 +92,7 @@ def test_a_negative_variance_counts_as_zero(name: str) -> None:
 def test_the_running_statistics_are_those_of_the_pictures(name: str) -> None:
     """After many batches they are the mean and the variance of the first layer's output."""
     data = shifted(300, 1)
-    plan = Plan(name, {"lr": 1e-12, "weight_decay": 0.0, "epochs": 30})
+    plan = Plan(name, {"lr": 1e-12, "weight_decay": 0.0, "epochs": 10})
     model = methods.initial(plan, CLASSES, D)
     update = methods.fit(LocalTask(plan, model, data, nothing(D), CLASSES, 0))
     terms = model.parameters

@@ -44,6 +44,13 @@ def test_it_says_what_happens(systemd: NotifySocket) -> None:
     close(service)
 
 
+def test_the_words_are_known_also_without_systemd() -> None:
+    service = Systemd()
+    service.connect({})
+    service.status("waits for the coordinator")
+    assert service.text == "waits for the coordinator"
+
+
 def test_a_turn_of_the_loop_is_a_sign_of_life_when_it_is_due(
     systemd: NotifySocket, monkeypatch: pytest.MonkeyPatch
 ) -> None:

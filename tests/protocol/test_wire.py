@@ -183,7 +183,7 @@ def hello(**changes: Any) -> dict[str, Any]:
         "classes_digest": "c",
         "capabilities": ABILITIES,
     }
-    return {"kind": "hello", "from": "cam-01", "revision": 1, "body": {**body, **changes}}
+    return {"kind": "hello", "from": "cam-01", "revision": 2, "body": {**body, **changes}}
 
 
 def line(value: object) -> bytes:
@@ -259,7 +259,7 @@ def test_more_than_64_kib_is_refused() -> None:
 
 
 KEPT = (
-    b'{"kind":"kept","from":"c","revision":1,"body":{"run":"r","number":3,"sha256":"'
+    b'{"kind":"kept","from":"c","revision":2,"body":{"run":"r","number":3,"sha256":"'
     + SHA.encode()
     + b'"}}'
 )

@@ -6,6 +6,7 @@ import contextlib
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from fedclip_edge.storage.sqlite import (
     OtherDatabaseError,
     OtherVersionError,
     Schema,
+    empty_log,
     errors_as,
     open_database,
     unsynced,
@@ -176,3 +178,26 @@ def test_a_disk_that_refuses_and_a_damaged_file_are_told_apart() -> None:
 @pytest.mark.parametrize("error", [sqlite3.IntegrityError("x"), sqlite3.ProgrammingError("x")])
 def test_the_callers_own_mistakes_pass_unchanged(error: Exception) -> None:
     assert translated(error) is error
+
+
+def test_the_log_is_emptied_now_or_when_a_reader_has_ended(
+    database: sqlite3.Connection, tmp_path: Path
+) -> None:
+    path = tmp_path / "some.sqlite"
+    log = Path(f"{path}-wal")
+    with contextlib.closing(sqlite3.connect(path, check_same_thread=False)) as reader:
+        with database:
+            database.execute("INSERT INTO thing VALUES ('a')")
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM thing").fetchall()
+        with database:
+            database.execute("INSERT INTO thing VALUES ('b')")
+        assert not empty_log(database)
+        assert log.stat().st_size > 0
+        # The reader ends while `empty_log` waits for it.
+        ends = threading.Timer(0.2, reader.rollback)
+        ends.start()
+        assert empty_log(database, waits=True)
+        ends.join()
+        assert log.stat().st_size == 0
+    assert value(database, "busy_timeout") == 30_000

@@ -172,15 +172,18 @@ class Network(InMemoryBroker):
             simulated.last_said[_kind(payload)] = topic, payload
         self._hear(simulated, topic, payload)
         send = functools.partial(self._send, client, topic, payload, retain)
-        # Sent when the work is done, if the process is still alive.
-        if simulated.busy_until > world.now:
+        is_upload = not simulated.serves and payload.startswith(_CHUNK)
+        upload_s = world.upload_s[simulated.name] if is_upload else 0.0
+        # Sent when a stopped process goes on, or after a slow link, if it is still alive.
+        delay_s = max(simulated.busy_until - world.now, upload_s)
+        if delay_s > 0:
             life = simulated.lives
 
             def later() -> None:
                 if simulated.link is client and simulated.lives == life and self.is_here(client):
                     send()
 
-            world.at(simulated.busy_until - world.now, later)
+            world.at(delay_s, later)
         else:
             send()
         if simulated.dies_of_answers and payload.startswith(_KEPT):

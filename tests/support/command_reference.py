@@ -36,8 +36,12 @@ ARGUMENTS: Mapping[tuple[str, str], str] = {
     ("restore", "FOLDER"): "The folder to make.",
     **{
         (name, "CONFIG"): "The coordinator's [configuration file](configuration.md)."
-        for name in ("status", "watch", "page", "devices", "runs")
+        for name in ("status", "watch", "devices", "runs")
     },
+    (
+        "page",
+        "CONFIG",
+    ): "The [configuration file](configuration.md) of the coordinator or of a device.",
     ("run export", "RUN"): "The id of a run; without it, the newest run.",
     ("run show", "RUN"): "The id of a run; without it, the newest run.",
     **{

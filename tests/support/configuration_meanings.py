@@ -176,8 +176,8 @@ MEANINGS: Mapping[type[Any], Mapping[str, str]] = {
         "agree.",
         "threads": "Number of threads that decode pictures, and of the providers `cpu` and `openvino`. 0: one for "
         "each core that the process may use, by its affinity and the quotas of its control groups.",
-        "batch_size": "Pictures per call of the encoder. 0: 4 for each thread, at least 8 and at "
-        "most 32.",
+        "batch_size": "Pictures per call of the encoder. 0: up to 8 in each thread on the CPU and "
+        "OpenVINO, and up to 32 on an accelerator; less with many threads, to save memory.",
         "fast": "true decodes large JPEGs at a lower resolution, still at least twice that of the "
         "encoder. It is faster and changes the features a little; they are cached separately. "
         "[Figures](../how-to/precision.md).",
@@ -322,8 +322,9 @@ TABLES: Mapping[str, str] = {
     "Without this table there is no such device.",
     "metrics": "The coordinator's metrics for Prometheus; see "
     "[Monitoring](../how-to/monitoring.md). Without this table there are none.",
-    "page": "The fleet's web page; see [A page for the fleet](../how-to/fleet-page.md). Without this "
-    "table there is none.",
+    "page": "The web page of the fleet, or of the box; see [A page for the fleet]"
+    "(../how-to/fleet-page.md) and [A page for the box](../how-to/box-page.md). Without this table "
+    "there is none.",
     "data": "The pictures of this device.",
     "inbox": "Pictures that nobody has labelled yet. Without this table there are none but those that "
     "lie in the folder of `[data]` without a label.",

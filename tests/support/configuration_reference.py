@@ -13,11 +13,13 @@ from configuration_meanings import TABLES
 from fedclip_edge.learning import methods, strategies
 from fedclip_edge.learning.options import Training
 
-# Tables with their heading on the page; [broker] is the same in both files.
+# Tables with their heading on the page.
 _SECTIONS = {
     "plan.options": "options-of-the-methods",
     "plan.strategy_options": "options-of-the-strategies",
 }
+
+_SHARED = (("broker",), ("page",))  # tables that are the same in both files
 
 _HEADER = ("key", "type and range", "default", "meaning")
 _INTRO = """\
@@ -153,7 +155,7 @@ def page() -> str:
     for file in ("fleet.toml", "agent.toml"):
         parts += [f"## {file}", _keys(found[file, ()])]
         for (theirs, path), table in found.items():
-            if theirs == file and path and path != ("broker",):
+            if theirs == file and path and path not in _SHARED:
                 parts += [f"### [{'.'.join(path)}]", TABLES[".".join(path)], _keys(table)]
                 parts.append(_rules(PLAN_RULES) if path == ("plan",) else "")
         parts.append(_rules(AGENT_RULES) if file == "agent.toml" else "")
@@ -162,6 +164,9 @@ def page() -> str:
         f"{TABLES['broker']} It has the same keys in both files.",
         _keys(found["agent.toml", ("broker",)]),
         _rules(BROKER_RULES),
+        "## [page]",
+        f"{TABLES['page']} It has the same keys in both files.",
+        _keys(found["agent.toml", ("page",)]),
         "## Options of the methods",
         "The keys under `[plan.options]` for each `method`.",
         *_shared_options(of_methods),

@@ -63,7 +63,7 @@ def _floods(world: World, box: SimulatedProcess) -> float:
 
 
 def _does_nothing(world: World, box: SimulatedProcess) -> float:
-    """Behave, but train updates that are refused, or for longer than a round waits."""
+    """Behave, but send updates that are refused, or train and send for longer than rounds wait."""
     return 60.0
 
 

@@ -15,8 +15,10 @@ from local_trainer import local_trainer
 
 from fedclip_edge.agent.features import DeviceFeatures
 from fedclip_edge.agent.publisher import will
-from fedclip_edge.agent.session import Session, start_session
+from fedclip_edge.agent.session import Session
+from fedclip_edge.agent.session_start import start_session
 from fedclip_edge.agent.state_db import open_state_db
+from fedclip_edge.agent.working import work
 from fedclip_edge.config.agent import AgentConfig, DataConfig
 from fedclip_edge.config.fleet import FleetConfig, RunRules
 from fedclip_edge.coordinator import coordinator, publisher, run_state
@@ -186,6 +188,7 @@ class Fleet:
                 event = following
         for session in self.sessions.values():
             session.act(self.now)
+            work(session, lambda: self.now)
         self.coordinator.tick(self.now)
         self.now += TICK_S
 

@@ -27,7 +27,7 @@ PROGRAMS: Mapping[str, str] = {
     "learning/strategies/": BOTH,
     "pki/": BOTH,
     "processes/": BOTH,
-    "web/": COORDINATOR,
+    "web/": BOTH,
     "transport/": BOTH,
 }
 
@@ -166,7 +166,7 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
         "work_paused": Event(
             "The box is hotter than `max_temperature_c`, or runs on its battery with `on_battery = "
             '"pause"`. The device encodes and trains nothing, and counts as offline at the '
-            "coordinator. It stays connected. A work that has begun is stopped, and goes on after the "
+            "coordinator, which shows it as paused. It stays connected. A work that has begun is stopped, and goes on after the "
             "pause if that is short.",
             "Cool the box or connect it, or change `[limits]`.",
         ),
@@ -385,6 +385,10 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "were not published; or the agent ended while answers waited. They are in the file.",
             "Raise `keep` if the broker is often away for long.",
         ),
+        "work_dropped": Event(
+            "The device ended its training or evaluation, because nobody wants the result any more: "
+            "the round was closed, the run is over, or the device is refused in it.",
+        ),
         "contribution_refused": Event(
             "The coordinator did not accept an update. If its round is still open, the device offers "
             "it again in the next attempt; otherwise it discards it.",
@@ -423,6 +427,26 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "Follow `hint`.",
         ),
         "metrics_written": Event("The file `metrics_file` is written again."),
+        "connection_awaited": Event(
+            "No broker can be reached yet (`reason`). With `[page]`, the agent goes on, so that its "
+            "page can be used, and tries again. Written once for each reason.",
+            "Look at the network of the box and at the broker; `fedclip-edge doctor` helps.",
+        ),
+        "labels_given": Event(
+            "Somebody gave so many `pictures` the class `label` on the device's page, or took their "
+            "labels back; `name` is what the person wrote at the login."
+        ),
+        "labels_confirmed": Event(
+            "Somebody found the labels of so many `pictures` right, on the device's page."
+        ),
+        "labels_undone": Event(
+            "Somebody undid the last `labels_given` or `labels_confirmed` on the device's page."
+        ),
+        "state_not_written": Event(
+            "The file `now.json` in `state_dir` cannot be written, so the box's page shows an old "
+            "state. The agent goes on. Written once while it lasts.",
+            "Follow `hint`.",
+        ),
         "link_lost": _LINK_LOST,
         "parts_lost": Event(
             "The chunks of a model or an update were asked for again and again, and none arrives, "
@@ -438,19 +462,6 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
         "run_done": Event("The run is over. With `--once` the agent ends, otherwise it waits."),
     },
     COORDINATOR: {
-        "page_served": Event(
-            "The fleet's page can be opened at `address`.",
-            "Log in with the content of `token_file`.",
-        ),
-        "page_login": Event("Somebody logged in to the page, with the token."),
-        "page_login_refused": Event(
-            "Somebody tried to log in to the page with a wrong token.",
-            "If you do not know the address, find out who can reach the page.",
-        ),
-        "page_ended": Event(
-            "The process of the page ended; the coordinator goes on. It is started again after 5 s, "
-            "unless `hint` says what to correct.",
-        ),
         "bundle_offered": Event(
             "Devices that have another bundle than the run fetch this one from the coordinator."
         ),
@@ -501,7 +512,7 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
             "large `weight`, shows a device that learns from other pictures, or a hostile one.",
         ),
         "left": Event(
-            "A device went offline. After the coordinator's own connection was lost, this is "
+            "A device went offline. One that stays connected says why, in `reason`. After the coordinator's own connection was lost, this is "
             "written for every device; each one then says hello again.",
         ),
         "epoch_raised": Event(
@@ -604,6 +615,25 @@ EVENTS: Mapping[str, Mapping[str, Event]] = {
         ),
     },
     BOTH: {
+        "page_served": Event(
+            "The page of the fleet or of the box can be opened at `address`. Its process starts when "
+            "a browser asks for it, and ends when nobody uses it.",
+            "Log in with the content of `token_file`.",
+        ),
+        "page_not_served": Event(
+            "The page cannot be served as `[page]` says. The program goes on without it.",
+            "Follow `hint`.",
+        ),
+        "page_login": Event("Somebody logged in to the page, with the token."),
+        "page_login_refused": Event(
+            "Somebody tried to log in to the page with a wrong token.",
+            "If you do not know the address, find out who can reach the page.",
+        ),
+        "page_ended": Event(
+            "The process of the page failed (`code`), or could not be started (`reason`); the program "
+            "goes on. It is started again after 5 s at the earliest, if a browser asks for it, unless "
+            "`hint` says what to correct.",
+        ),
         "worker_died": Event(
             "A child process of the agent, `encoder` or `trainer`, died while it worked. A new one "
             "does the same work once more.",
@@ -686,7 +716,8 @@ FIELDS: Mapping[str, str] = {
     "signer": "Beginning of the public key that signed the bundle.",
     "files": "Names of the files that are fetched.",
     "size_bytes": "Size of these files.",
-    "file": "The file, or the kind of file; of `metrics_not_written`, `metrics_file`.",
+    "file": "The file, or the kind of file; of `metrics_not_written`, `metrics_file`; of "
+    "`state_not_written`, `now.json`.",
     "done_bytes": "Bytes that have arrived.",
     "total_bytes": "Size of the file in bytes.",
     "bundle_in_use.classes": "Number of classes.",
@@ -788,7 +819,9 @@ FIELDS: Mapping[str, str] = {
     "gda_solved.pictures": "Number of pictures in the sums, of both sides.",
     "personal_model_stopped.epoch": "Number of the epoch, from 1.",
     "phase": "Phase of the run: `gathering` or `open`.",
-    "pictures": "Number of withheld pictures.",
+    "pictures": "Number of pictures that are withheld; of `labels_given`, `labels_confirmed` and "
+    "`labels_undone`, of those that a person selected.",
+    "label": "The class; `null` if labels were taken back or confirmed.",
     "picture": "File of the picture, or its folder.",
     "prior": "Scale of the class texts (tau).",
     "provider": "Provider of the encoder, such as `cpu`, or `openvino-bf16` in bf16.",
@@ -798,6 +831,7 @@ FIELDS: Mapping[str, str] = {
     "untried": "Providers that were not tried.",
     "pseudo_pictures": "Number of pictures that the text of a class counts for in its mean.",
     "reason": "The cause, in words.",
+    "work": "`training` or `evaluation`.",
     "worker": "The child process: `encoder` or `trainer`.",
     "refused_messages": "Number of messages that were dropped in this process.",
     "roles": "Roles of the device, joined by `+`.",

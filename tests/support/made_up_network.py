@@ -25,6 +25,7 @@ from pathlib import Path
 import device_laws
 import habits
 import operator_acts
+import simulated_processes
 from bad_network import FLEET, Network, Weather, worse
 from broken_law import BrokenLawError
 from cached_crypto import identity_of, quickly, schedule
@@ -163,8 +164,11 @@ class World:
             else self.luck.choice((("train", "evaluate"), ("train", "evaluate"), ("train",)))
             for number, name in enumerate(names)
         }
-        self.training_s = {name: self.luck.uniform(0, 6) for name in names}
-        self._add_bad_members(folder)
+        work_s = {name: self.luck.uniform(0, 6) for name in names}
+        self._add_bad_members(folder, work_s)
+        # Virtual time of one training, and of each chunk on its way to the coordinator.
+        self.training_s = {name: 0.5 * both for name, both in work_s.items()}
+        self.upload_s = dict(self.training_s)
         # The coordinator's pause for a flood goes by the registry of enrolled devices.
         self.is_enrolled = "floods" in self.habits.values() or self.habit_luck.random() < 0.2
         for simulated in (self.serve, *self.agents):
@@ -183,7 +187,7 @@ class World:
         quiet_at = self.quiet_at + (2 * TICK_S if self.has_operator else 0.0)
         self.progress = Progress(self.rules, self.exchanges, len(missing), quiet_at)
 
-    def _add_bad_members(self, folder: Path) -> None:
+    def _add_bad_members(self, folder: Path, work_s: dict[str, float]) -> None:
         self.bad = [self._box(folder, name) for name in self.habits]
         self.agents += self.bad
         luck = self.habit_luck
@@ -192,7 +196,7 @@ class World:
             roles: tuple[tuple[Role, ...], ...] = (both, ("train",), ("evaluate",))
             self.roles[name] = both if habit == "is refused" else luck.choice(roles)
             late_s = luck.uniform(1.05, 2) * self.rules.deadline_s
-            self.training_s[name] = late_s if habit == "is slow" else luck.uniform(0, 6)
+            work_s[name] = late_s if habit == "is slow" else luck.uniform(0, 6)
 
     def good_agents(self) -> list[SimulatedProcess]:
         """The devices that a round may need, without those that are gone for good."""
@@ -324,7 +328,7 @@ class World:
         ):
             return
         simulated.lives += 1
-        simulated.busy_until = 0.0
+        simulated.busy_until, simulated.work = 0.0, None
         self.note(f"start {simulated.label}")
         try:
             if not simulated.serves:
@@ -429,7 +433,11 @@ class World:
                 while (event := link.next_event(0)) is not None:
                     process.handle_event(event, self.now)
                     self._believes(simulated, process)
-                if not process.act(self.now) or simulated.busy_until > self.now:
+                if process.task is not None and not process.is_task_wanted:
+                    self.note(f"{simulated.label} drops its work")
+                    process.drop_task()
+                acted = process.act(self.now)
+                if not simulated_processes.work(self, simulated, process) and not acted:
                     break
         finally:
             # Also for a process that is killed, unless the kill was within a commit.

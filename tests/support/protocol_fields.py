@@ -229,6 +229,14 @@ FIELDS: Mapping[type[Any], Mapping[str, tuple[str, str]]] = {
             "record or null",
             "progress of a device that encodes its pictures and has not said hello yet",
         ),
+        "activity": (
+            "one of these",
+            "what the device does, for people; told once it has lasted 2 s, `paused` at once",
+        ),
+        "reason": (
+            "text",
+            "why a device that stays connected is offline, such as a pause; empty in the will",
+        ),
     },
     Encoding: {
         "done": ("count", "pictures whose features are ready"),

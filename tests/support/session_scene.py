@@ -12,8 +12,9 @@ from fake_learner import FakeLearner
 from opened import opened
 
 from fedclip_edge.agent.publisher import will
-from fedclip_edge.agent.session import start_session
+from fedclip_edge.agent.session_start import start_session
 from fedclip_edge.agent.state_db import open_state_db
+from fedclip_edge.agent.working import work
 from fedclip_edge.config.agent import AgentConfig, DataConfig
 from fedclip_edge.learning import methods
 from fedclip_edge.protocol import chunks, signing, wire
@@ -114,8 +115,13 @@ class Scene:
         """Move the clock, deliver all messages, and let the session do all its work."""
         self.now += by_s
         self.flow()
-        while self.session.act(self.now):
+        while self.act():
             pass
+
+    def act(self) -> bool:
+        """Let the session do what is due, and the learner its task, if it has one."""
+        acted = self.session.act(self.now)
+        return work(self.session, lambda: self.now) or acted
 
     def heard(self, kind: type[M]) -> list[M]:
         """The device's messages of type `kind` since the last call."""

@@ -21,7 +21,9 @@ from laws import Laws
 
 from fedclip_edge.agent import publisher as agent_publisher
 from fedclip_edge.agent import session
+from fedclip_edge.agent.session_start import start_session
 from fedclip_edge.agent.state_db import StateDb, open_state_db
+from fedclip_edge.agent.task import Evaluation, Task
 from fedclip_edge.config.agent import AgentConfig, DataConfig
 from fedclip_edge.config.fleet import FleetConfig
 from fedclip_edge.coordinator import coordinator, publisher, run_state
@@ -37,7 +39,7 @@ from fedclip_edge.protocol import wire
 from fedclip_edge.protocol.message_parts import Pictures
 from fedclip_edge.protocol.messages import CoordinatorState, Manifest
 from fedclip_edge.protocol.topics import Topics
-from fedclip_edge.records import COORDINATOR, Model, Plan, Update
+from fedclip_edge.records import COORDINATOR, Measured, Model, Plan, Update
 from fedclip_edge.transport.in_memory import InMemoryTransport
 
 if TYPE_CHECKING:
@@ -58,7 +60,9 @@ class SimulatedProcess:
     fuse: Fuse = field(default_factory=Fuse)
     connection: CrashingConnection | None = None  # to its journal or state file
     lives: int = 0
-    busy_until: float = 0.0  # it trains and handles no messages
+    busy_until: float = 0.0  # it is stopped and handles no messages
+    # The task that it works on, its result, and the time at which it is done.
+    work: tuple[Task, Update | Measured, float] | None = None
     muted_until: float = 0.0  # its messages are lost, and nothing reports it
     deaf_until: float = 0.0  # it does not receive the state of other coordinators
     gone_for_good: bool = False
@@ -245,7 +249,7 @@ def start_agent(world: World, simulated: SimulatedProcess) -> None:
         agent_publisher.will(config, me, incarnation),
     )
     simulated.believed = None
-    simulated.process = session.start_session(
+    simulated.process = start_session(
         config=config,
         incarnation=incarnation,
         encoder_id=ENCODER,
@@ -265,13 +269,38 @@ def start_agent(world: World, simulated: SimulatedProcess) -> None:
     )
 
 
+def work(world: World, simulated: SimulatedProcess, process: session.Session) -> bool:
+    """Begin the task of a device, or hand in its result; False if neither is due.
+
+    Training takes virtual time, in which the device follows the messages. Evaluation takes none.
+    """
+    task, begun = process.task, simulated.work
+    if task is None:
+        return False
+    if begun is None or begun[0] is not task:
+        model, plan, learner = task.held.model, task.manifest.plan, process.work.learner
+        if isinstance(task, Evaluation):
+            measured = learner.evaluate(model, plan, final=task.is_last)
+            begun = task, measured, world.now
+        else:
+            training_s = world.training_s[simulated.name]
+            begun = task, learner.fit(model, plan), world.now + training_s
+            world.at(training_s, functools.partial(world.poke, simulated))
+        simulated.work = begun
+    _, result, done_at = begun
+    if world.now < done_at:
+        return False
+    process.take_result(result, world.now)
+    return True
+
+
 def _train(world: World, simulated: SimulatedProcess, variant: str, model: Model) -> Update:
-    """An update that takes only virtual time."""
-    assert simulated.believed is not None
-    device_laws.trains(simulated.memory, simulated.believed.run, model.round, variant)
-    training_s = world.training_s[simulated.name]
-    simulated.busy_until = world.now + training_s
-    world.at(training_s, functools.partial(world.poke, simulated))
+    """An update that is made at once."""
+    process = simulated.process
+    assert isinstance(process, session.Session)
+    assert process.task is not None
+    run = process.task.manifest.run
+    device_laws.trains(simulated.memory, run, model.round, variant)
     return answer_of(schedule(_plan(world, simulated)), model, simulated.name, variant)
 
 

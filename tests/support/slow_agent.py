@@ -2,8 +2,8 @@
 
 python slow_agent.py SECONDS GO CONFIG [OPTION ...]
 
-Each picture takes SECONDS longer. After the first eight, decoding waits until the file GO exists;
-with "-" as GO it does not wait. All else is `fedclip-edge agent`.
+Each picture takes SECONDS longer. All but the first eight wait until the file GO exists; with
+"-" as GO none waits. All else is `fedclip-edge agent`.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def device_row(
         "id": f"cam-{number:04d}",
         "state": state,
         "detail": detail,
-        "part": "at work" if state in ("online", "late") else None,
+        "part": "training" if state in ("online", "late") else None,
         "seen_s": rng.uniform(1, 40) if state != "not seen" else None,
         "domain": "",
         "roles": ["train", "evaluate"],
@@ -193,6 +193,6 @@ def fleet_of(count: int) -> list[dict[str, Any]]:
     bad = [device_row(n, *faults[n % 5]) for n in range(min(count // 5, 40))]
     order = ["refused", "offline", "late", "encoding"]
     bad.sort(key=lambda row: order.index(row["state"]))
-    parts = ("done", "done", "uploading", "in the queue", "at work")
+    parts = ("done", "done", "uploading", "in the queue", "training")
     rest = [device_row(n, part=parts[n % 5]) for n in range(len(bad), count)]
     return bad + rest

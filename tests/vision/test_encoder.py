@@ -372,7 +372,7 @@ def test_a_wrong_file_is_told_before_an_engine_is_built(
     assert runtime.started == [["CPUExecutionProvider"]]
 
 
-def test_threads_are_those_asked_for_and_do_not_spin(
+def test_a_session_on_the_cpu_has_one_thread_which_does_not_spin(
     random_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
@@ -383,9 +383,9 @@ def test_threads_are_those_asked_for_and_do_not_spin(
         return start(source, options, **rest)
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", spy)
-    open_encoder(random_bundle, EncoderConfig(threads=2))
+    open_encoder(random_bundle, EncoderConfig(threads=2))  # each of them runs a batch (pace.py)
     (options,) = seen
-    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (2, 1)
+    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (1, 1)
     for pool in ("intra_op", "inter_op"):
         assert options.get_session_config_entry(f"session.{pool}.allow_spinning") == "0"
 
@@ -429,6 +429,27 @@ def test_the_named_one_of_several_outputs_is_taken(make_encoder: Any) -> None:
     encoder = open_onnx(model, CPU, image_size=32)
     assert encoder.output_name == "image_features"
     assert encoder.embed(noise(2)).shape == (2, 16)
+
+
+def test_one_picture_in_8_bits_is_computed_as_in_a_larger_batch(make_encoder: Any) -> None:
+    for precision, sizes in (("int8", [2, 3]), ("fp32", [1, 3])):
+        encoder = open_onnx(make_encoder(), CPU, image_size=32, precision=precision)
+        session = Sizes(encoder.session)
+        alone = replace(encoder, session=session).embed(noise(3)[:1])
+        assert alone.shape == (1, 16)
+        np.testing.assert_array_equal(alone, replace(encoder, session=session).embed(noise(3))[:1])
+        assert session.seen == sizes
+
+
+class Sizes:
+    """An onnxruntime session that notes the size of each batch."""
+
+    def __init__(self, session: Any) -> None:
+        self.session, self.seen = session, list[int]()
+
+    def run(self, names: Any, feeds: dict[str, Any]) -> Any:
+        self.seen += [len(pixels) for pixels in feeds.values()]
+        return self.session.run(names, feeds)
 
 
 def test_nan_is_never_passed_on(make_encoder: Any) -> None:

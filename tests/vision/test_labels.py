@@ -266,3 +266,18 @@ def test_a_manifest_whose_first_line_has_no_end_is_refused(tmp_path: Path) -> No
     manifest = write(tmp_path / "labels.csv", "file,label," + "x" * 200_000)
     with pytest.raises(DataError, match="line 1: field larger than field limit"):
         read(labels(tmp_path / "p", manifest))
+
+
+def test_the_giver_of_a_label_is_named_if_it_counts(tmp_path: Path) -> None:
+    names = ("p/dog/a.jpg", "p/dog/b.jpg", "p/dog/c.jpg", "p/d.jpg", "p/e.jpg")
+    paths = [write(tmp_path / name) for name in names]
+    write(tmp_path / "p" / "dog" / "b.txt", "cat")
+    manifest = write(tmp_path / "m.csv", "file,label\np/dog/c.jpg,cat\np/e.jpg,elephant\n")
+    hashes = {picture_hash(str(paths[0]).encode()): "cat"}
+    found = Labels(tmp_path / "p", CLASSES, manifest, lambda: hashes)
+    found.refresh()
+    givers = [found.giver(path, picture_hash(str(path).encode())) for path in paths]
+    assert givers == ["a person", "the side-car", "the manifest", "", ""]
+    hashes.clear()
+    found.refresh()
+    assert found.giver(paths[0], picture_hash(str(paths[0]).encode())) == "the folder"

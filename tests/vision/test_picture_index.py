@@ -188,3 +188,15 @@ def test_a_file_that_may_still_change_is_read_again(
     index = PictureIndex(clock=lambda: hour_later)
     assert scan(index, path) == scan(index, path)
     assert read == [path, path]
+
+
+def test_a_picture_came_when_its_file_changed_or_else_when_it_was_read(tmp_path: Path) -> None:
+    one = old(tmp_path / "1", b"one")
+    os.utime(one, (1e9, 1e9))
+    index = later(one)
+    index.hash_of(one)
+    assert index.came_at(str(one)) == 1e9
+    fresh = PictureIndex(clock=lambda: one.stat().st_ctime + 1)
+    fresh.hash_of(one)
+    assert fresh.came_at(str(one)) == int(one.stat().st_ctime + 1)
+    assert fresh.came_at("other") == 0

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import socket
 import ssl
 import subprocess
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import system
+import uvicorn
 from brokers import free_port
 from status_scene import SceneFleet, status
 from system import command, running, wait_until
 
 from fedclip_edge.errors import ConfigError
+from fedclip_edge.web import serving
+from fedclip_edge.web.live import Pieces
 
 
 def write_pair(folder: Path) -> None:
@@ -81,3 +87,35 @@ def test_without_a_page_nothing_of_it_is_loaded(module: str) -> None:
     loaded = set(done.stdout.split())
     assert f"fedclip_edge.{module}" in loaded
     assert not loaded & {"starlette", "uvicorn", "jinja2", "fedclip_edge.web"}
+
+
+def test_a_server_that_nobody_uses_first_stops_to_accept_and_then_ends() -> None:
+    """A connection that was accepted just before is still answered."""
+    closed, answers = list[int](), asyncio.Event()
+
+    class Listening:
+        def close(self) -> None:
+            closed.append(len(closed))
+
+    async def answer(_scope: Any, _receive: Any, _send: Any) -> None:
+        await answers.wait()
+
+    async def serve() -> None:
+        use = serving._Use(answer)
+        server = serving._Server(uvicorn.Config(answer), Pieces(), use, idle_s=60.0)
+        server.servers = [Listening()]  # type: ignore[list-item]
+        began = time.monotonic()
+        assert not server._is_over(began + 59)
+        assert closed == []
+        assert not server._is_over(began + 61)
+        assert closed == [0]
+        request = asyncio.create_task(use({"type": "http"}, None, None))  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        assert not server._is_over(began + 1000)
+        answers.set()
+        await request
+        assert not server._is_over(time.monotonic() + 0.5)
+        assert server._is_over(began + 1000)
+        assert closed == [0]
+
+    asyncio.run(serve())

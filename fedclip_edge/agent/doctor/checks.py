@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from fedclip_edge.agent.doctor.pictures import ENCODER_S, Pictures
 from fedclip_edge.agent.pause import SENSORS
 from fedclip_edge.agent.state_lock import LOCK
 from fedclip_edge.config.agent import AgentConfig
+from fedclip_edge.storage.lock import is_locked
 
 _SHORT_S = 20.0
 _FILES_S = 300.0  # many pictures that nobody has read yet, on a slow card
@@ -43,16 +43,5 @@ def checks_of(config: AgentConfig, sensors: Path = SENSORS) -> tuple[Check, ...]
 def _agent(config: AgentConfig) -> Iterator[Finding]:
     """Say if the agent runs; the lock of its state_dir tells."""
     said = f"device {config.id} of the fleet {config.fleet}"
-    yield ok("agent", f"{said}; it {'runs' if is_running(config) else 'does not run'}")
-
-
-def is_running(config: AgentConfig) -> bool:
-    """True if an agent with this state_dir runs; nothing is made or changed."""
-    try:
-        with (config.state_dir / LOCK).open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
+    runs = is_locked(config.state_dir / LOCK)
+    yield ok("agent", f"{said}; it {'runs' if runs else 'does not run'}")

@@ -22,6 +22,7 @@ from fedclip_edge.config.agent import AgentConfig, EncoderConfig
 from fedclip_edge.errors import BundleError, DataError, DiskError, FedclipError
 from fedclip_edge.processes.children import Children, own_command
 from fedclip_edge.vision.bundle import Bundle, key_of
+from fedclip_edge.vision.cache_file import UnusableCacheError
 from fedclip_edge.vision.cache_state import CacheState, examine
 from fedclip_edge.vision.datasets import Dataset
 from fedclip_edge.vision.device_pictures import read_device
@@ -54,7 +55,7 @@ class Pictures:
         """The bundle, or why it cannot be used; it takes seconds to find out."""
         config = self._config
         try:
-            return BundleStore(fetched_folder(config.state_dir), config.bundle).open()
+            return BundleStore(fetched_folder(config.state_dir), config.bundle).read()
         except BundleError as error:
             return error
 
@@ -179,6 +180,10 @@ class Pictures:
             return
         try:
             state = self._features
+        except UnusableCacheError as error:
+            said = str(error).partition(";")[0]
+            yield todo("cache", said, f"restart the agent, which makes {file} anew")
+            return
         except DataError as error:
             yield todo("cache", str(error), f"stop the agent, delete {file}, start it again")
             return

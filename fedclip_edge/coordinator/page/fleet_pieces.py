@@ -14,7 +14,17 @@ from fedclip_edge.reporting.status_words import SEVERITY, facts, headline
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-_PARTS = ("missing", "refused", "at work", "in the queue", "uploading", "done")
+_PARTS = (
+    "missing",
+    "refused",
+    "waiting",
+    "downloading",
+    "training",
+    "evaluating",
+    "in the queue",
+    "uploading",
+    "done",
+)
 PARTS_OF_PAGE = ("now", "parts", "faults", "charts")
 _RANK = {state: rank for rank, state in enumerate(SEVERITY)}
 _FAULTS_MAX = 12

@@ -18,9 +18,14 @@ function place(id, html) {
   template.innerHTML = html;
   const fresh = template.content.firstElementChild;
   if (old) {
+    // A part that a person has opened stays open.
+    if (old.querySelector("details[open]")) fresh.querySelector("details")?.setAttribute("open", "");
     const focused = old.contains(document.activeElement) ? document.activeElement : null;
     old.replaceWith(fresh);
-    if (focused?.tagName === "A") fresh.querySelector("a")?.focus({ preventScroll: true });
+    if (focused?.tagName === "A") {  // the same link, if it is still there and has a name
+      const link = focused.id ? `#${CSS.escape(focused.id)}` : "a";
+      fresh.querySelector(link)?.focus({ preventScroll: true });
+    }
   } else if (fresh.tagName === "TR") {
     document.querySelector("table[data-live] tbody")?.append(fresh);
   }

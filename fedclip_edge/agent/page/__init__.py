@@ -1,0 +1,1 @@
+"""The box's page: a process that reads the agent's files, and writes labels and nothing else."""
