@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fedclip_edge.agent.cache_quota import CacheQuota
+from fedclip_edge.agent.encoding_link import EncodingLink
 from fedclip_edge.agent.monitor import Monitor
 from fedclip_edge.agent.new_pictures import NewPictures
 from fedclip_edge.agent.now_file import NowFile
@@ -39,6 +40,7 @@ class Duties:
     session: Session | None = None  # None until the agent has connected
     new_pictures: NewPictures | None = None  # None without a bundle
     quota: CacheQuota | None = None  # None until the pictures are known
+    early: EncodingLink | None = None  # the link until there is a session
     _workers: list[Worker] = field(default_factory=list)
 
     def watch(self, worker: Worker, *, does_tasks: bool = False) -> None:
@@ -66,8 +68,11 @@ class Duties:
         self.pause.look(now)
         if self.session is not None:
             self.session.pause(self.pause.reason, now)
-        elif self.pause.reason:
-            SYSTEMD.status(f"pauses: {self.pause.reason}")
+        else:
+            if self.pause.reason:
+                SYSTEMD.status(f"pauses: {self.pause.reason}")
+            if self.early is not None:
+                self.early.pause(self.pause.reason)
         for worker in self._workers:
             worker.rest(now)
         if self.new_pictures is not None:

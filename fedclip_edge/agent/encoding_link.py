@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from fedclip_edge import log
+from fedclip_edge.agent.publisher import one_line
 from fedclip_edge.errors import LinkError
 from fedclip_edge.protocol.message_parts import Encoding
 from fedclip_edge.protocol.messages import DeviceState
@@ -42,6 +43,8 @@ class EncodingLink:
     last_event: Event | None = None
     _link: PahoTransport | None = None
     _next_at: float = -math.inf
+    _progress: Encoding = Encoding(0, 0)  # noqa: RUF009 - it is frozen
+    _paused: str = ""  # the reason that was told
 
     def tell(self, done: int, total: int) -> None:
         """Tell the coordinator, if that is due, that `done` of `total` pictures are encoded.
@@ -50,17 +53,27 @@ class EncodingLink:
         later, once the broker refuses the device.
         """
         self._take_events()
-        if time.monotonic() < self._next_at or done >= total:
+        self._progress = Encoding(done, total)
+        if time.monotonic() < self._next_at or done >= total or not self._reach():
             return
-        if self._link is None:
-            try:
-                self._link = self._connected((), _TRY_S)
-            except LinkError as error:
-                log.event("encoding_offline", reason=str(error), again_s=_TRY_AGAIN_S)
-                self._next_at = time.monotonic() + _TRY_AGAIN_S
-                return
         self._next_at = time.monotonic() + TELL_S
-        self._publish(DeviceState(self.incarnation, online=True, encoding=Encoding(done, total)))
+        self._publish(DeviceState(self.incarnation, online=True, encoding=self._progress))
+
+    def pause(self, reason: str) -> None:
+        """Tell the coordinator why the device pauses; with an empty reason, that it goes on.
+
+        Raises the errors of `tell`.
+        """
+        self._take_events()
+        if reason == self._paused or (reason and not self._reach()):
+            return
+        self._paused = reason
+        if reason:
+            text = one_line(reason)
+            state = DeviceState(self.incarnation, True, self._progress, "paused", text)
+            self._publish(state)
+        else:
+            self._next_at = min(self._next_at, time.monotonic())  # with the next picture
 
     def connect(
         self, topics: Iterable[str], meanwhile: Callable[[], None] | None = None
@@ -70,6 +83,7 @@ class EncodingLink:
         `meanwhile` is called between attempts. Raises as `PahoTransport.connect`.
         """
         if self._link is None:
+            self._next_at = math.inf  # `meanwhile` may look for a pause
             self._link = self._connected(topics, _FIRST_CONNECTION_S, meanwhile)
         else:
             self._take_events()
@@ -89,6 +103,16 @@ class EncodingLink:
             self.last_event = event
             if isinstance(event, Disconnected) and event.reason:
                 log.event("link_lost", reason=event.reason)
+
+    def _reach(self) -> bool:
+        """Connect if that is due, for a short time; True if there is a link."""
+        if self._link is None and time.monotonic() >= self._next_at:
+            try:
+                self._link = self._connected((), _TRY_S)
+            except LinkError as error:
+                log.event("encoding_offline", reason=str(error), again_s=_TRY_AGAIN_S)
+                self._next_at = time.monotonic() + _TRY_AGAIN_S
+        return self._link is not None
 
     def _connected(
         self, topics: Iterable[str], timeout_s: float, meanwhile: Callable[[], None] | None = None

@@ -55,7 +55,7 @@ class Publisher:
         activity = self.activity if online else "waiting"
         if reason and reason == self.paused:
             activity = "paused"
-        state = DeviceState(self.incarnation, online, None, activity, _shown(reason))
+        state = DeviceState(self.incarnation, online, None, activity, one_line(reason))
         self._publish(self.topics.state(self.config.id), state, retain=True)
 
     def send_hello(self, position: RunPosition) -> None:
@@ -92,7 +92,7 @@ class Publisher:
         self.transport.publish(topic, signed, retain=retain)
 
 
-def _shown(reason: str) -> str:
+def one_line(reason: str) -> str:
     """The reason as one line of text that a message can hold."""
     text = "".join(c if c.isprintable() else "?" for c in " ".join(reason.split()))
     return text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 1]}…"

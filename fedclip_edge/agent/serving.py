@@ -111,7 +111,7 @@ def serve(
     renew = f"run `fedclip-edge renew {config.id}`, copy its file here and restart the agent"
     expiry = Expiry(config.broker.certificate, renew)
     duties = Duties(expiry, box.monitor, box.settings, box.pause, box.lock, box.page, box.now_file)
-    early = new_link()
+    early = duties.early = new_link()
     parts = contextlib.ExitStack()
     try:
         SYSTEMD.ready()  # encoding may take hours

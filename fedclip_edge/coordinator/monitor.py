@@ -104,7 +104,11 @@ class Monitor:
         counts = {
             "online": len(devices.incarnations),
             "encoding": len(devices.encoding),
-            "paused": sum(state.activity == "paused" for state in devices.away.values()),
+            "paused": sum(
+                state.activity == "paused"
+                for states in (devices.away, devices.encoding)
+                for state in states.values()
+            ),
             "left_out": len(serving.rounds.left_out),
             "unfit": len(devices.unfit),
             "enrolled": len(enrolled or ()),

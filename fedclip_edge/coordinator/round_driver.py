@@ -205,7 +205,8 @@ class RoundDriver:
     def _last_seen(self, device: str, now: float) -> str:
         state = self.devices.encoding.get(device)
         if state is not None and state.encoding is not None:
-            return f"encoding: {state.encoding.done} of {state.encoding.total} pictures"
+            kind = "paused; encoding" if state.activity == "paused" else "encoding"
+            return f"{kind}: {state.encoding.done} of {state.encoding.total} pictures"
         if device in self.devices.unfit:
             return "refused in this run"
         if (away := self.devices.away.get(device)) is not None:

@@ -230,7 +230,10 @@ def _state(view: _View, device: str) -> tuple[State, str]:
     if device in serving.muted:
         return "muted", "it floods the coordinator with messages"
     if (state := its.encoding.get(device)) is not None and state.encoding is not None:
-        return "encoding", f"{state.encoding.done} of {state.encoding.total} pictures"
+        progress = f"{state.encoding.done} of {state.encoding.total} pictures"
+        if state.activity == "paused":
+            return "paused", f"{state.reason}; it has encoded {progress}"
+        return "encoding", progress
     if (away := its.away.get(device)) is not None:
         return "paused" if away.activity == "paused" else "offline", away.reason
     if device in view.left_out:

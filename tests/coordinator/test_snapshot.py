@@ -128,6 +128,11 @@ def test_a_device_that_encodes_shows_how_far_it_is(fleet: Fleet) -> None:
     fleet.coordinator.devices.note_encoding("cam-9", encoding, fleet.now)
     found = row(fleet, "cam-9")
     assert (found["state"], found["detail"]) == ("encoding", "12 of 90 pictures")
+    pause = replace(encoding, activity="paused", reason="too hot")
+    fleet.coordinator.devices.note_encoding("cam-9", pause, fleet.now)
+    found = row(fleet, "cam-9")
+    said = "too hot; it has encoded 12 of 90 pictures"
+    assert (found["state"], found["detail"]) == ("paused", said)
 
 
 def test_a_device_that_pauses_shows_why_until_it_goes_on(fleet: Fleet) -> None:
@@ -155,6 +160,17 @@ def test_a_device_that_pauses_shows_why_until_it_goes_on(fleet: Fleet) -> None:
     steps(fleet, 2)
     found = row(fleet, "cam-1")
     assert (found["state"], found["detail"]) == ("offline", "")
+
+
+def test_a_reason_is_forgotten_with_the_process_that_told_it(fleet: Fleet) -> None:
+    devices = fleet.coordinator.devices
+    fleet.broker.cut("cam-1")
+    steps(fleet, 2)
+    devices.note_away("cam-1", DeviceState("b2", online=False, reason="it encodes new pictures"))
+    devices.note_away("cam-1", DeviceState("b1", online=False))  # a late will
+    assert row(fleet, "cam-1")["detail"] == "it encodes new pictures"
+    devices.note_away("cam-1", DeviceState("b2", online=False))
+    assert (row(fleet, "cam-1")["state"], row(fleet, "cam-1")["detail"]) == ("offline", "")
 
 
 def test_a_pause_that_another_key_signed_is_refused(fleet: Fleet) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import signal
 import subprocess
@@ -88,8 +89,14 @@ def test_a_box_that_is_hot_at_the_start_encodes_when_it_is_cooler(site: Site) ->
     heat(site, 90)
     config = site.write_agent("hot")
     add_limits(config, "max_temperature_c = 80")
+    fleet = site.write_fleet(devices=1, rounds=1)
+    site.start("serve", fleet, "--json", log="serve")
     agent = start(site, config)
     said(site, "hot", "work_paused")
+    said(site, "serve", "device_encodes")
+    shown = system.run("devices", fleet).stdout
+    assert re.search(r"hot +paused", shown), shown
+    assert "the box has 90 degrees" in shown
     assert not any(event["event"] == "features_ready" for event in site.events("hot"))
     heat(site, 60)
     said(site, "hot", "connected")
