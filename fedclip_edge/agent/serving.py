@@ -146,7 +146,7 @@ def serve(
                     waits_for = str(error)  # the page can be used meanwhile
                     log.event("connection_awaited", reason=waits_for)
                 SYSTEMD.turn()
-                early = new_link()
+                early = duties.early = new_link()
                 continue
             attempts, has_connected = 0, True
             if trainer is not None:
@@ -184,7 +184,7 @@ def serve(
                 return ending == "run"
             early.close()
             box.choice.switch("the broker moved, or cannot be reached here")
-            early = new_link()
+            early = duties.early = new_link()
     finally:
         duties.end()
         parts.close()

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import system
@@ -139,7 +140,7 @@ def test_an_agent_that_encodes_says_so_every_30_s(
         log.event("features_ready")
 
     monkeypatch.setattr(device, "run", run)
-    monkeypatch.setattr(agent_settings, "load_agent", lambda path: path)
+    monkeypatch.setattr(agent_settings, "load_agent", lambda _: SimpleNamespace(page=None))
     monkeypatch.setattr(threads, "exit_on_thread_failure", lambda: None)
     try:
         done = CliRunner().invoke(agent, ["x.toml", *(["--json"] if as_json else [])])
