@@ -15,6 +15,7 @@ import system
 from checkout import SHARED
 from system import wait_until
 
+from fedclip_edge.agent.state_files import POSITION, STATE
 from fedclip_edge.cli.demo import _compare
 from fedclip_edge.config.agent import load_agent
 from fedclip_edge.coordinator.deliveries import open_release
@@ -230,17 +231,20 @@ def test_a_killed_demo_takes_its_processes_along(first: tuple[Path, str]) -> Non
 
 def test_a_device_that_dies_is_named_with_its_last_words(first: tuple[Path, str]) -> None:
     out = first[0]
-    state = out / "devices" / "poster" / "parked.sqlite"
-    whole = state.read_bytes()
-    state.write_text("a letter, by mistake" * 100)
+    folder = out / "devices" / "poster"
+    # Of these two, the device makes one anew from the other.
+    whole = {folder / name: (folder / name).read_bytes() for name in (STATE, POSITION)}
+    for file in whole:
+        file.write_text("a letter, by mistake" * 100)
     try:
         done = demo(out)
     finally:
-        state.write_bytes(whole)
+        for file, content in whole.items():
+            file.write_bytes(content)
     assert done.returncode == RunError.exit_code
     last = done.stderr.strip().splitlines()[-1]
     assert "poster" in last
-    assert "parked.sqlite" in last
+    assert STATE in last
     assert "Traceback" not in done.stderr
     assert processes_of(out) == []
 
