@@ -80,6 +80,7 @@ def ready(
     progress: object,
     index: object = None,
     before: DevicePictures | None = None,
+    meanwhile: object = None,
 ) -> DevicePictures:
     """Pictures that are not there, and never change."""
     return before or pictures_of(drawn(config, bundle))
