@@ -35,6 +35,9 @@ from fedclip_edge.vision.picture_index import PictureIndex
 CACHE = "features.sqlite"  # in state_dir
 _AT_ONCE = 1000  # features; this limits the memory
 _TURN_S = 0.1  # for which files are read at once
+# Then the caller's duties begin, one of which lists the folder as well. Tens of thousands of files
+# that have not changed take less.
+_FIRST_TURN_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -89,12 +92,12 @@ class _InTurns:
     meanwhile: Callable[[], object]
 
     def __post_init__(self) -> None:
-        self._turned_at = time.monotonic()
+        self._turn_at = time.monotonic() + _FIRST_TURN_S
 
     def hash_of(self, path: Path) -> str:
-        if time.monotonic() - self._turned_at >= _TURN_S:
+        if time.monotonic() >= self._turn_at:
             self.meanwhile()
-            self._turned_at = time.monotonic()
+            self._turn_at = time.monotonic() + _TURN_S
         return self.index.hash_of(path)
 
 
@@ -115,8 +118,9 @@ def prepare_pictures(
     is tried again.
 
     `progress` is called after each batch with two counts of distinct pictures: those with features
-    so far, and all. While files are read, `meanwhile` is called several times a second. Raises
-    DataError if the picture folder or the cache cannot be used; errors of `encode` are passed on.
+    so far, and all. If files are read for long, `meanwhile` is called several times a second.
+    Raises DataError if the picture folder or the cache cannot be used; errors of `encode` are
+    passed on.
     """
     index = index or PictureIndex()
     inbox = None if config.inbox is None else config.inbox.folder

@@ -413,4 +413,4 @@ def test_other_duties_go_on_while_many_files_are_read(
     prepare_pictures(
         config(site), random_bundle, encoding.encode, None, index, meanwhile=lambda: turns.append(1)
     )
-    assert len(turns) == 23  # between each two of 24 files
+    assert len(turns) == 5  # between the last of 24 files, after two seconds
