@@ -135,7 +135,9 @@ def test_a_damaged_index_is_made_anew(
     index.save()
     index.close()
     assert "picture_index_rebuilt" in capsys.readouterr().out
-    assert len(opened(file, picture).hashes()) == 1
+    again = opened(file, picture)
+    assert len(again.hashes()) == 1
+    again.close()
 
 
 def test_another_program_s_database_is_left_alone(tmp_path: Path) -> None:
