@@ -15,6 +15,7 @@ from fedclip_edge.agent.bundle_store import BundleStore, fetched_folder
 from fedclip_edge.agent.now_file import Now, read_now
 from fedclip_edge.agent.page.picture_map import PictureMap
 from fedclip_edge.agent.rescan import INDEX
+from fedclip_edge.agent.state_lock import LOCK
 from fedclip_edge.config.agent import AgentConfig
 from fedclip_edge.storage.lock import is_locked
 from fedclip_edge.vision.bundle import Bundle
@@ -35,7 +36,7 @@ class Source:
 
     def state(self) -> tuple[Now | None, bool]:
         """Return what the agent wrote last, and True if it runs."""
-        return read_now(self.config.state_dir), is_locked(self.config.state_dir / "lock")
+        return read_now(self.config.state_dir), is_locked(self.config.state_dir / LOCK)
 
     def bundle(self) -> Bundle | None:
         """Return the bundle in use, whose encoder is not read; None if there is none yet.
