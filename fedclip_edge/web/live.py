@@ -12,10 +12,11 @@ Laws:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 from starlette.requests import Request
@@ -101,6 +102,29 @@ def stream(request: Request, pieces: Pieces) -> Response:
         media_type="text/event-stream",
         headers={"Connection": "close"},
     )
+
+
+@contextlib.asynccontextmanager
+async def following(
+    pieces: Pieces,
+    refresh: Callable[[], Awaitable[None]],
+    every_s: Callable[[], float] = lambda: EVERY_S,
+) -> AsyncIterator[None]:
+    """Call `refresh` every `every_s()` seconds while a browser listens, until the block ends."""
+
+    async def follow() -> None:
+        while True:
+            await asyncio.sleep(every_s())
+            if pieces.streams:
+                await refresh()
+
+    task = asyncio.create_task(follow())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
 
 
 async def _messages(pieces: Pieces, since: str) -> AsyncIterator[str]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from fedclip_edge.web.app import Pages
-from fedclip_edge.web.live import EVERY_S, Pieces, stream
+from fedclip_edge.web.live import EVERY_S, Pieces, following, stream
 
 Part = Callable[[], Mapping[str, str]]  # makes some of the pieces, by id; it may block
 
@@ -45,16 +45,9 @@ class LiveBox:
         since, pieces = self.pieces.version, self.pieces.all()
         return self.pages.html(request, template, status, since=since, pieces=pieces, **values)
 
-    @contextlib.asynccontextmanager
-    async def follow(self) -> AsyncIterator[None]:
+    def follow(self) -> AbstractAsyncContextManager[None]:
         """Keep the pieces new while a browser listens."""
-        task = asyncio.create_task(self._follow())
-        try:
-            yield
-        finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        return following(self.pieces, self.refresh)
 
     def expire(self) -> None:
         """Make the pieces anew at the next `refresh`: a person has changed something."""
@@ -70,9 +63,3 @@ class LiveBox:
 
     def _make(self) -> dict[str, str]:
         return {name: html for part in self.parts for name, html in part().items()}
-
-    async def _follow(self) -> None:
-        while True:
-            await asyncio.sleep(EVERY_S)
-            if self.pieces.streams:
-                await self.refresh()

@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +25,7 @@ from fedclip_edge.coordinator.page.fleet_pieces import FleetPieces
 from fedclip_edge.errors import FedclipError
 from fedclip_edge.reporting.chart import Chart
 from fedclip_edge.reporting.run_page import run_charts
-from fedclip_edge.web.live import EVERY_S, Pieces
+from fedclip_edge.web.live import EVERY_S, Pieces, following
 
 _SHARE = 0.02  # of the coordinator's time that the page may take with its questions
 _CHARTS_S = 5.0  # between two looks at the reports in the journal
@@ -64,22 +65,12 @@ class Source:
         bundle = run_report.bundle_of(self.config, run)
         return dict(run_report.summarise(journal, run, self.config.fleet, bundle))
 
-    @contextlib.asynccontextmanager
-    async def follow(self) -> AsyncIterator[None]:
+    def follow(self) -> AbstractAsyncContextManager[None]:
         """Keep the pieces new while a browser listens."""
-        task = asyncio.create_task(self._follow())
-        try:
-            yield
-        finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        return following(self.pieces, self.refresh, self._pause_s)
 
-    async def _follow(self) -> None:
-        while True:
-            await asyncio.sleep(max(EVERY_S, self._took_s / _SHARE))
-            if self.pieces.streams:
-                await self.refresh()
+    def _pause_s(self) -> float:
+        return max(EVERY_S, self._took_s / _SHARE)
 
     async def refresh(self) -> None:
         """Ask the coordinator, unless the last answer is newer than a second."""
